@@ -1,0 +1,51 @@
+"""Every error a user can meet. Each message names the object, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class QeilError(Exception):
+    """Base of all errors of this package; the command line prints its text on one line and exits with 1."""
+
+
+class ModelError(QeilError):
+    """The model cannot be read or traced (not a model, truncated, mutates its buffers, ...)."""
+
+
+class UnboundDimensionError(ModelError):
+    """A tensor has a dynamic dimension that the workload does not bind."""
+
+
+class UnsupportedOperatorError(QeilError):
+    """An operator runs on none of the allowed devices."""
+
+
+class PinError(QeilError):
+    """Pins contradict one another, or name an operator or a device that does not exist."""
+
+
+class CapacityError(QeilError):
+    """No assignment fits into the memory of the target's devices."""
+
+
+class TargetError(QeilError):
+    """A target, device profile, engine or provider is unknown, malformed or not on this machine."""
+
+
+class BackendError(QeilError):
+    """An engine refused to compile or run a stage."""
+
+
+class InputError(QeilError):
+    """The tensors handed to a compiled model do not match its signature."""
+
+
+class ArtifactError(QeilError):
+    """An artifact is missing, damaged, unsafe or of an unknown schema version."""
+
+
+class OutputError(QeilError):
+    """The output cannot be written: it exists, the disk is full, or the folder is not writable."""
+
+
+class VerificationError(QeilError):
+    """Outputs of a plan differ from the golden outputs by more than the tolerance."""
