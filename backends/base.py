@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..forms.program import Form, Source, StageProgram
+from qeil_compile.forms.program import Form, Source, StageProgram
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class EngineDevice:
 class Executable(Protocol):
     """A compiled stage. Arrays in, arrays out, in the order of the program's inputs and outputs.
 
-    Arrays are numpy arrays (bfloat16 and 8-bit floats through `ml_dtypes`); they may share memory with
-    the caller's and with the engine's buffers, and an output is valid until the next call.
+    Arrays are numpy arrays (bfloat16 and 8-bit floats through `ml_dtypes`). An executable with a true
+    attribute `shares_outputs` hands out its own buffers: they are valid until its next call.
     """
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
@@ -67,10 +67,13 @@ class Backend(Protocol):
         """One answer per operator of `source.graph`, asked of the engine itself. `device` is without `engine:`."""
         ...
 
-    def compile(self, program: StageProgram, weights: Mapping[str, np.ndarray], device: str) -> Executable:
+    def compile(
+        self, program: StageProgram, weights: Mapping[str, np.ndarray], device: str, exclusive: bool = True
+    ) -> Executable:
         """Compile a stage for `device` (for an affinity program: the devices named there).
 
-        `weights` maps the program's weight names to arrays, which the executable may keep by reference.
-        Raises `BackendError` and never falls back to another device.
+        `exclusive` is False when the plan has stages of other engines on the same cores. `weights` maps the
+        program's weight names to arrays, which the executable may keep by reference. Raises `BackendError`
+        and never falls back to another device.
         """
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class QeilError(Exception):
     """Base of all errors of this package; the command line prints its text on one line and exits with 1."""
@@ -49,3 +51,9 @@ class OutputError(QeilError):
 
 class VerificationError(QeilError):
     """Outputs of a plan differ from the golden outputs by more than the tolerance."""
+
+
+def first_line(error: BaseException) -> str:
+    """First non-empty line of another library's error, without terminal colours, for one-line reports."""
+    lines = [s.strip() for s in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if s.strip()]
+    return lines[0] if lines else type(error).__name__

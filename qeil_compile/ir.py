@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import InputError, ModelError
 
@@ -52,18 +52,55 @@ DTYPE_BYTES: Mapping[str, float] = {
 }
 
 
+def text(value: Any) -> str:
+    """The value, if it is a string; `TypeError` otherwise. For what `from_json` methods read."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} is no text")
+    return value
+
+
+def strings(values: Any) -> list[str]:
+    """The values, if they are a list of strings; `TypeError` otherwise."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{values!r:.60} is no list")
+    return [text(v) for v in values]
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value, if it is a JSON object; `TypeError` otherwise."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{value!r:.60} is no object")
+    return value
+
+
+def _dims(values: Any) -> tuple[int | None, ...] | None:
+    if values is None:
+        return None
+    if not isinstance(values, (list, tuple)) or not all(d is None or (type(d) is int and d >= 0) for d in values):
+        raise ValueError(f"{values!r:.60} is no shape")
+    return tuple(values)
+
+
+def _one_of(value: Any, known: Iterable[Any]) -> Any:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{value!r:.60} is none of {', '.join(known)}")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, shape, dtype and role of one tensor.
 
     A dimension of `None` is known only at run time (data-dependent); `shape` itself is `None` when
-    not even the rank is known.
+    not even the rank is known. `seen` is then the shape that the sample run had: it prices the tensor
+    and is never promised to an engine.
     """
 
     name: str
     shape: tuple[int | None, ...] | None
     dtype: str
     role: Role
+    seen: tuple[int, ...] | None = None
 
     @property
     def is_static(self) -> bool:
@@ -77,8 +114,8 @@ class TensorSpec:
 
     @property
     def elements(self) -> int:
-        """Number of elements; an unknown dimension counts as 1."""
-        return prod(d if d is not None else 1 for d in self.shape or ())
+        """Number of elements; an unknown dimension counts as seen, or else as 1."""
+        return prod(d if d is not None else 1 for d in (self.seen if self.seen is not None else self.shape) or ())
 
     @property
     def nbytes(self) -> int:
@@ -124,6 +161,8 @@ class OpGraph:
     outputs: tuple[str, ...]
     #: Opset version of each operator domain (ONNX), for count rules and op tables.
     opsets: Mapping[str, int] = field(default_factory=dict)
+    #: One tensor name per returned value, in order; differs from `outputs` when a tensor is returned twice.
+    results: tuple[str, ...] = ()
 
     @cached_property
     def producer(self) -> dict[str, int]:
@@ -145,6 +184,16 @@ class OpGraph:
         """Operator name -> position."""
         return {op.name: i for i, op in enumerate(self.ops)}
 
+    def priced(self) -> OpGraph:
+        """The same graph with unknown shapes replaced by the seen ones, for counting."""
+        tensors = {n: t if t.seen is None else replace(t, shape=t.seen) for n, t in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    @property
+    def result_names(self) -> tuple[str, ...]:
+        """One tensor name per returned value, in order."""
+        return self.results or self.outputs
+
     @property
     def weights(self) -> list[str]:
         """Names of the weight tensors, in order of declaration."""
@@ -158,6 +207,9 @@ class OpGraph:
     def check(self) -> None:
         """Raise `ModelError` if the graph breaks an invariant (order, names, producers)."""
         seen = {n for n, t in self.tensors.items() if t.role != "activation"}
+        if not self.ops or not self.outputs:
+            missing = "operator" if not self.ops else "output tensor"
+            raise ModelError(f"graph {self.name}: has no {missing}; there is nothing to compile")
         if len(self.index) != len(self.ops):
             raise ModelError(f"graph {self.name}: two operators share one name")
         for op in self.ops:
@@ -172,6 +224,11 @@ class OpGraph:
                 if t not in self.tensors:
                     raise ModelError(f"graph {self.name}: tensor {t} of operator {op.name} has no description")
                 seen.add(t)
+        for t in self.inputs:
+            if t not in self.tensors or self.tensors[t].role != "input":
+                raise ModelError(f"graph {self.name}: input {t} is not described as one")
+        if not set(self.results) <= set(self.outputs):
+            raise ModelError(f"graph {self.name}: returns {set(self.results) - set(self.outputs)}, which is no output")
         for t in self.outputs:
             if t not in seen:
                 raise ModelError(f"graph {self.name}: output {t} is written by no operator")
@@ -200,8 +257,10 @@ class OpGraph:
             "opsets": dict(self.opsets),
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
+            "results": list(self.results),
             "tensors": [
-                {**asdict(t), "shape": None if t.shape is None else list(t.shape)} for t in self.tensors.values()
+                {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(t).items()}
+                for t in self.tensors.values()
             ],
             "ops": [
                 {
@@ -219,33 +278,38 @@ class OpGraph:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> OpGraph:
-        """Rebuild a graph from `to_json`."""
+        """Rebuild a graph from `to_json`. Raises `KeyError`, `TypeError` or `ValueError` on anything else."""
         tensors = {
             t["name"]: TensorSpec(
-                t["name"], None if t["shape"] is None else tuple(t["shape"]), t["dtype"], t["role"]
+                text(t["name"]),
+                _dims(t["shape"]),
+                _one_of(t["dtype"], DTYPE_BYTES),
+                _one_of(t["role"], get_args(Role)),
+                _dims(t["seen"]),  # type: ignore[arg-type]
             )
             for t in data["tensors"]
         }
         ops = tuple(
             Op(
-                o["name"],
-                o["type"],
-                tuple(o["inputs"]),
-                tuple(o["outputs"]),
-                o["attributes"],
-                o["scope"],
+                text(o["name"]),
+                text(o["type"]),
+                tuple(strings(o["inputs"])),
+                tuple(strings(o["outputs"])),
+                mapping(o["attributes"]),
+                text(o["scope"]),
                 tuple(OpGraph.from_json(b) for b in o["body"]),
             )
             for o in data["ops"]
         )
         return OpGraph(
-            data["name"],
-            data["dialect"],
+            text(data["name"]),
+            _one_of(data["dialect"], get_args(Dialect)),
             ops,
             tensors,
-            tuple(data["inputs"]),
-            tuple(data["outputs"]),
-            data["opsets"],
+            tuple(strings(data["inputs"])),
+            tuple(strings(data["outputs"])),
+            mapping(data["opsets"]),
+            tuple(strings(data["results"])),
         )
 
 

@@ -1,1 +1,7 @@
-""""""
+"""The deployment artifact: a folder or uncompressed zip, hashed, atomic, without pickle or code."""
+
+from .contents import Contents, Golden
+from .read import read
+from .write import SCHEMA, write
+
+__all__ = ["SCHEMA", "Contents", "Golden", "read", "write"]

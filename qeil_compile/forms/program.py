@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ..ir import OpGraph
+from qeil_compile.ir import OpGraph
 
 Form = Literal["onnx", "fx"]
 #: Initializers up to this size stay inside the ONNX form: engines fold shapes, axes and clip limits
@@ -41,7 +41,10 @@ class StageProgram:
 class Source(Protocol):
     """A traced model that can be cut. Implemented by `forms.onnx_source` and `forms.fx_source`."""
 
-    graph: OpGraph
+    @property
+    def graph(self) -> OpGraph:
+        """The operator graph whose tensors and operators the cuts name."""
+        ...
 
     def forms(self) -> tuple[Form, ...]:
         """Forms that this model can be cut into; the first is its own."""

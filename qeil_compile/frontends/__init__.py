@@ -1,1 +1,69 @@
-""""""
+"""Models to operator graphs: torch modules and functions, `.pt2` programs, `.onnx` files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qeil_compile.errors import InputError, ModelError
+from qeil_compile.ir import Workload
+
+from .traced import Arrays, CallSpec, Traced, check_input, numpy_dtype, sample_inputs
+
+__all__ = ["Arrays", "CallSpec", "Traced", "check_input", "numpy_dtype", "sample_inputs", "trace"]
+
+
+def trace(
+    model: Any,
+    args: tuple[Any, ...] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    workload: Workload | None = None,
+    inputs: Arrays | None = None,
+    seed: int = 0,
+) -> Traced:
+    """Trace a model to one operator graph.
+
+    `model` is a path to an `.onnx` or `.pt2` file, an ONNX `ModelProto`, an `ExportedProgram`, or a torch
+    module or function with example arguments `args`, `kwargs` (tensors; on the meta device the model is
+    traced without weights). `workload` binds dynamic dimensions of files and programs; `inputs` gives
+    sample inputs by name. Raises `ModelError`, `UnboundDimensionError`, `InputError`.
+    """
+    workload, inputs = workload or Workload(), inputs or {}
+    if isinstance(model, (str, Path)):
+        return _trace_file(Path(model), workload, inputs, seed)
+    if type(model).__module__.startswith("onnx.") and type(model).__name__ == "ModelProto":
+        from .onnx import trace_onnx
+
+        return trace_onnx(model, workload, inputs, seed)
+    trace_module, trace_program = _torch_frontend(type(model).__name__)
+
+    if type(model).__name__ == "ExportedProgram":
+        return trace_program(model, workload, inputs, seed=seed)
+    if args is None and kwargs is None:
+        raise InputError(f"{type(model).__name__}: a torch model needs example arguments; pass args=(tensor, ...)")
+    return trace_module(model, args or (), kwargs or {}, workload)
+
+
+def _torch_frontend(model: str) -> tuple[Callable[..., Traced], Callable[..., Traced]]:
+    try:
+        from .fx import trace_module, trace_program
+    except ImportError as error:
+        raise ModelError(f"{model}: needs torch, which is not installed here ({error}); install it") from error
+    return trace_module, trace_program
+
+
+def _trace_file(path: Path, workload: Workload, inputs: Arrays, seed: int) -> Traced:
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; expected an .onnx or .pt2 model")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; expected an .onnx or .pt2 file")
+    if path.suffix == ".pt2":
+        _, trace_program = _torch_frontend(str(path))
+        return trace_program(path, workload, inputs, seed=seed)
+    if path.suffix == ".onnx":
+        from .onnx import trace_onnx
+
+        return trace_onnx(path, workload, inputs, seed)
+    raise ModelError(f"{path}: suffix {path.suffix or '(none)'} is no known model format; expected .onnx or .pt2")

@@ -1,0 +1,189 @@
+"""Operators of the com.microsoft domain that exporters of language models write."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qeil_compile.backends.torch.onnx_ops.attention import join_heads, rotate, split_heads
+from qeil_compile.backends.torch.onnx_ops.linear import matmul
+from qeil_compile.backends.torch.onnx_ops.table import Kernel, Node, fail, rule
+
+MS = "com.microsoft"
+
+
+@rule("FusedMatMul", domain=MS)
+def _fused_matmul(node: Node) -> Kernel:
+    alpha, trans_a, trans_b = node.attr("alpha", 1.0), node.attr("transA", 0), node.attr("transB", 0)
+    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
+        raise fail(node, "transposed batch axes have no rule")
+
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        a = a.transpose(-1, -2) if trans_a and a.dim() > 1 else a
+        b = b.transpose(-1, -2) if trans_b and b.dim() > 1 else b
+        out = matmul(a, b)
+        return out if alpha == 1.0 else out * alpha
+
+    return run
+
+
+@rule("Gelu", "BiasGelu", domain=MS)
+def _gelu(_node: Node) -> Kernel:
+    return lambda x, bias=None: F.gelu(x if bias is None else x + bias)
+
+
+@rule("FastGelu", domain=MS)
+def _fast_gelu(_node: Node) -> Kernel:
+    return lambda x, bias=None: F.gelu(x if bias is None else x + bias, approximate="tanh")
+
+
+@rule("QuickGelu", domain=MS)
+def _quick_gelu(node: Node) -> Kernel:
+    alpha = node.attr("alpha", 1.702)
+    return lambda x: x * torch.sigmoid(alpha * x)
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MS)
+def _skip_norm(node: Node) -> Kernel:
+    epsilon = node.attr("epsilon", 1e-12 if node.op_type == "SkipLayerNormalization" else 1e-5)
+    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
+    if node.wants(1) or node.wants(2):
+        raise fail(node, "the outputs mean and inv_std_var have no rule")
+
+    def run(x: Tensor, skip: Tensor, gamma: Tensor, *rest: Any) -> Any:
+        beta, bias = [*([None] if simplified else []), *rest, None, None][:2]
+        total = x + skip
+        if bias is not None:
+            total = total + bias
+        if simplified:
+            wide = total.float()
+            y = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype) * gamma
+        else:
+            y = F.layer_norm(total, gamma.shape, gamma, beta, epsilon)
+        return (y, None, None, total) if node.wants(3) else y
+
+    return run
+
+
+@rule("SimplifiedLayerNormalization")
+def _simplified_norm(node: Node) -> Kernel:
+    axis, epsilon = node.attr("axis", -1), node.attr("epsilon", 1e-5)
+
+    def run(x: Tensor, scale: Tensor) -> Tensor:
+        dims = list(range(axis % x.dim(), x.dim()))
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(dims, keepdim=True) + epsilon)).to(scale.dtype) * scale
+
+    return run
+
+
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    """uint8 [..., bytes] as values [..., bytes * 8 / bits], low bits first."""
+    if bits == 8:
+        return packed
+    shifts = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)
+    return ((packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+
+
+@rule("MatMulNBits", domain=MS)
+def _matmul_n_bits(node: Node) -> Kernel:
+    k, n, block, bits = (node.attr(a) for a in ("K", "N", "block_size", "bits"))
+    bits = 4 if bits is None else bits
+    if bits not in (2, 4, 8):
+        raise fail(node, f"found {bits} bits, the rule takes 2, 4 or 8")
+    if node.has_input(4):
+        raise fail(node, "g_idx has no rule")
+    blocks = -(-k // block)
+
+    def run(
+        a: Tensor,
+        b: Tensor,
+        scales: Tensor,
+        zero: Tensor | None = None,
+        _groups: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        scale = scales.reshape(n, blocks, 1)
+        values = _unpack(b, bits).reshape(n, blocks, -1)[..., :block]
+        if zero is None:
+            centre: Any = float(1 << bits - 1)
+        elif zero.dtype == torch.uint8:
+            centre = _unpack(zero.reshape(n, -1), bits)[:, :blocks].reshape(n, blocks, 1).to(scale.dtype)
+        else:
+            centre = zero.reshape(n, blocks, 1)
+        weight = ((values.to(scale.dtype) - centre) * scale).reshape(n, -1)[:, :k]
+        return F.linear(a, weight.to(a.dtype), bias)
+
+    return run
+
+
+@rule("RotaryEmbedding", domain=MS)
+def _rotary(node: Node) -> Kernel:
+    interleaved, heads = bool(node.attr("interleaved", 0)), node.attr("num_heads", 0)
+    size = node.attr("rotary_embedding_dim", 0)
+
+    def run(x: Tensor, position: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        by_head = x.dim() == 4
+        parts = (
+            x.transpose(1, 2)
+            if by_head
+            else x.reshape(x.shape[0], x.shape[1], heads or -1, size or 2 * cos.shape[1])
+        )
+        if position.numel() == 1:
+            # One number is the offset of the whole sequence.
+            position = position.reshape(1, 1) + torch.arange(parts.shape[1], device=x.device)
+        out = rotate(parts, F.embedding(position, cos), F.embedding(position, sin), interleaved, size)
+        return out.transpose(1, 2) if by_head else out.reshape(x.shape)
+
+    return run
+
+
+@rule("GroupQueryAttention", domain=MS)
+def _group_query_attention(node: Node) -> Kernel:
+    heads, kv_heads = node.attr("num_heads"), node.attr("kv_num_heads")
+    rotary, interleaved = node.attr("do_rotary", 0), bool(node.attr("rotary_interleaved", 0))
+    window, softcap = node.attr("local_window_size", -1), node.attr("softcap", 0.0)
+    if softcap:
+        raise fail(node, "softcap has no rule")
+    if any(node.has_input(i) for i in range(9, 16)):
+        raise fail(node, "inputs after sin_cache have no rule")
+    # Only checked, never computed with: they may stay where they are.
+    node.host |= {5, 6}
+
+    def run(q: Tensor, k: Tensor | None, v: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        past_key, past_value, last, _total, cos, sin = [*rest, *[None] * 6][:6]
+        if k is None or v is None:
+            # Packed: q, k and v lie side by side in the first input.
+            size = q.shape[-1] // (heads + 2 * kv_heads)
+            q, k, v = q.split([heads * size, kv_heads * size, kv_heads * size], -1)
+        q, k, v = split_heads(q, heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
+        count = q.shape[2]
+        past = 0 if past_key is None else past_key.shape[2]
+        # `last` holds, per batch, the index of the last valid key.
+        valid = last.reshape(-1).to(torch.int64) + 1
+        if past_key is not None and bool((valid != past + count).any()):
+            raise fail(node, "a past buffer longer than its valid part has no rule")
+        place = past + torch.arange(count, device=q.device).unsqueeze(0)
+        if rotary:
+            turn = F.embedding(place, cos), F.embedding(place, sin)
+            size = 2 * cos.shape[-1]
+            q = rotate(q.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
+            k = rotate(k.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
+        if past_key is not None:
+            k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
+        column = torch.arange(k.shape[2], device=q.device)
+        ahead = column - place.unsqueeze(-1)
+        allowed = ahead <= 0
+        if window > 0:
+            allowed = allowed & (-ahead < window)
+        scale = node.attr("scale", 0.0) or 1.0 / math.sqrt(q.shape[-1])
+        y = F.scaled_dot_product_attention(
+            q, k, v, allowed.unsqueeze(1), scale=scale, enable_gqa=heads != kv_heads
+        )
+        return join_heads(y), k, v
+
+    return run

@@ -1,0 +1,89 @@
+"""Counts of operators that hold nested graphs (`Op.body`).
+
+- A branch (If, `cond`) counts as its dearest branch: the one with most FLOPs, then most bytes. Which one runs
+  is only known at run time.
+- A loop (Loop, Scan, SequenceMap, `while_loop`, `scan`) counts its body times the trip count. The count is
+  static for Scan and `scan` (length of what they scan) and for a Loop that stacks results of known length or
+  whose limit is a constant; otherwise the body counts once and the operator is marked as not known.
+- Any other wrapper counts the sum of its graphs.
+
+A nested graph may read tensors of the outer graph, so these are put in scope. The bytes are those that the
+inner operators move; what crosses the outer boundary is among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from qeil_compile.ir import Op, OpGraph
+from qeil_compile.passes.count.base import ZERO, OpCount, int_of, ints_of
+
+Counter = Callable[[OpGraph], tuple[OpCount, ...]]
+
+BRANCHES = frozenset(("If", "cond"))
+LOOPS = frozenset(("Loop", "Scan", "SequenceMap", "while_loop", "scan", "map_impl"))
+
+
+def nested(op: Op, graph: OpGraph) -> list[OpGraph]:
+    """The nested graphs with the tensors of the outer one in scope."""
+    return [replace(b, tensors={**graph.tensors, **b.tensors}) for b in op.body]
+
+
+def count_body(op: Op, graph: OpGraph, counter: Counter) -> OpCount:
+    """Count of an operator with nested graphs: kind "control", dtype of its dearest operator."""
+    totals = [sum(counter(b), ZERO) for b in nested(op, graph)]
+    # An FX type may carry an overload or name space around the name.
+    name = next((p for p in op.type.split(".") if p in BRANCHES or p in LOOPS), "")
+    if name in BRANCHES:
+        total = max(totals, key=lambda c: (c.flops, c.nbytes))
+        total = replace(total, known=all(c.known for c in totals))
+    else:
+        total = sum(totals, ZERO)
+    if name in LOOPS:
+        trips = trip_count(op, graph, name)
+        total = total.times(trips) if trips is not None else replace(total, known=False)
+    return replace(total, kind="control")
+
+
+def trip_count(op: Op, graph: OpGraph, name: str) -> int | None:
+    """How often the body runs, if that is static."""
+    if name == "Loop":
+        return _loop_trips(op, graph)
+    if name == "Scan":
+        scanned = int_of(op, "num_scan_inputs")
+        # From opset 9; before it a batch axis and an input of lengths came first.
+        formal = min(len(op.inputs), len(op.body[0].inputs))
+        if not scanned or scanned > formal:
+            return None
+        axes = ints_of(op, "scan_input_axes")
+        return _length(op.inputs[formal - scanned], graph, axes[0] if axes else 0)
+    if name in ("scan", "map_impl"):
+        known = op.attributes.get("#inputs")
+        named = zip(op.inputs, known, strict=False) if isinstance(known, list | tuple) else ()
+        first = next((t for t, given in named if given == "xs"), None)
+        return _length(first, graph, int_of(op, "dim")) if first else None
+    return None
+
+
+def _loop_trips(op: Op, graph: OpGraph) -> int | None:
+    carried = len(op.body[0].inputs) - 2  # after the iteration number and the condition
+    for stacked in op.outputs[max(0, carried) :]:
+        if (length := _length(stacked, graph, 0)) is not None:
+            return length
+    limit = graph.producer.get(op.inputs[0]) if op.inputs else None
+    if (
+        limit is not None
+        and graph.ops[limit].type == "onnx.Constant"
+        and not (len(op.inputs) > 1 and op.inputs[1])
+    ):
+        values = ints_of(graph.ops[limit], "value_int") or ints_of(graph.ops[limit], "value_ints")
+        return max(0, values[0]) if len(values) == 1 else None
+    return None
+
+
+def _length(name: str, graph: OpGraph, axis: int) -> int | None:
+    """Length of one axis, None when it is not static."""
+    spec = graph.tensors.get(name)
+    shape = spec.shape if spec else None
+    return shape[axis] if shape and -len(shape) <= axis < len(shape) else None

@@ -1,0 +1,183 @@
+"""Bytes that an operator moves when it runs alone, for both dialects.
+
+- Every input is read once, even where the operator takes it twice, and every output is written once; a tensor
+  of role "weight" counts as weights, at its stored width.
+- A **view** moves nothing: it only renames memory. In FX these are the operators whose result aliases their
+  input; in ONNX the ones that keep the order of the elements (Reshape, Squeeze, Unsqueeze, Flatten,
+  Identity). ONNX Transpose, Slice, Split, Concat and Expand do copy. Whoever reads a view reads its source:
+  at most the source's bytes, and as a weight if the source is one.
+- A **gather** reads the rows it fetches, not the table: at most as many elements as it writes.
+- An operator that only asks for the **shape** reads no data.
+- A **functional scatter** (`index_put`, `slice_scatter`, ScatterND) reads and writes the whole tensor; the
+  in-place form (`index_put_`, `copy_`) only the values.
+- A decoder's cache that an attention operator updates in place (past and present have one shape) is read
+  whole and written only where new rows go.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+from qeil_compile.ir import Op, OpGraph, TensorSpec
+from qeil_compile.passes.count.base import at, dims, ishape, osize, positive, tensor
+
+Traffic = tuple[int, int, int]
+
+
+def _names(prefix: str, names: str) -> frozenset[str]:
+    return frozenset(f"{prefix}.{n}" for n in names.split())
+
+
+VIEWS = _names(
+    "aten",
+    """view _unsafe_view reshape view_as reshape_as permute transpose t mT numpy_T swapaxes swapdims movedim
+    moveaxis adjoint matrix_H expand expand_as broadcast_to broadcast_tensors slice select narrow unsqueeze
+    squeeze alias detach split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split
+    unsafe_split_with_sizes hsplit vsplit dsplit unbind as_strided diagonal unfold flatten unflatten ravel
+    real imag view_as_real view_as_complex lift lift_fresh resolve_conj resolve_neg _conj _neg_view
+    _reshape_alias meshgrid atleast_1d atleast_2d atleast_3d dropout alpha_dropout feature_dropout pin_memory
+    positive""",
+) | _names("onnx", "Reshape Squeeze Unsqueeze Flatten Identity Dropout BitCast Optional OptionalGetElement")
+
+#: Operator -> positions of its tables.
+GATHERS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        _names(
+            "aten",
+            """
+            embedding index _unsafe_index _unsafe_masked_index index_select gather take take_along_dim
+            masked_select narrow_copy
+            """,
+        )
+        | _names("onnx", "Gather GatherElements GatherND Slice CenterCropPad Compress")
+        | _names("ai.onnx.ml", "ArrayFeatureExtractor")
+        | _names("com.microsoft", "GatherND TorchEmbedding"),
+        (0,),
+    ),
+    "com.microsoft.GatherBlockQuantized": (0, 2, 3),
+    "com.microsoft.EmbedLayerNormalization": (2, 3, 4),
+}
+
+SHAPE_ONLY = _names(
+    "aten",
+    """full_like zeros_like ones_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full
+    new_empty new_empty_strided sym_size sym_numel sym_stride size numel dim _assert_tensor_metadata""",
+) | _names("onnx", "Shape Size EyeLike RandomNormalLike RandomUniformLike SequenceLength OptionalHasElement")
+
+#: Memory that is only named, or that was there before the run.
+WRITES_NOTHING = _names(
+    "aten", "empty empty_like empty_strided empty_permuted new_empty new_empty_strided"
+) | {"onnx.Constant"}
+
+IN_PLACE = _names(
+    "aten", "index_put_ index_copy_ index_add_ scatter_ scatter_add_ scatter_reduce_ copy_ fill_ zero_"
+)
+
+#: Operator -> (position of the past among the inputs, of the present among the outputs).
+CACHES: dict[str, tuple[tuple[int, int], ...]] = {
+    "com.microsoft.GroupQueryAttention": ((3, 1), (4, 2)),
+    "com.microsoft.MultiHeadAttention": ((6, 1), (7, 2)),
+    "com.microsoft.DecoderMaskedMultiHeadAttention": ((5, 1), (6, 2)),
+}
+
+EXPERTS = _names("com.microsoft", "MoE QMoE")
+
+
+def key_of(op: Op) -> str:
+    """The type without an FX overload: `aten.linear`, `quantized_decomposed.x`, `onnx.Conv`."""
+    parts = op.type.split(".")
+    return ".".join(parts[:2]) if len(parts) == 3 and parts[0] not in ("com", "ai") else op.type
+
+
+def is_view(op: Op, graph: OpGraph) -> bool:
+    """True when the operator only renames memory."""
+    key = key_of(op)
+    if key == "aten.to":  # returns its argument when there is nothing to convert
+        source, result = tensor(graph, op.inputs, 0), tensor(graph, op.outputs, 0)
+        return source is not None and result is not None and source.dtype == result.dtype
+    return key in VIEWS or (graph.dialect == "fx" and key.removesuffix("_") in VIEWS)
+
+
+def source_of(graph: OpGraph, name: str) -> TensorSpec | None:
+    """The tensor whose memory `name` is."""
+    while (i := graph.producer.get(name)) is not None and is_view(graph.ops[i], graph):
+        op = graph.ops[i]
+        # Views of several tensors at once (`meshgrid`) pair them in order.
+        paired = len(op.inputs) == len(op.outputs)
+        before = op.inputs[op.outputs.index(name) if paired else 0] if op.inputs else ""
+        if before not in graph.tensors:
+            break
+        name = before
+    return graph.tensors.get(name)
+
+
+def traffic(op: Op, graph: OpGraph) -> Traffic:
+    """Bytes of activations read, weights read and results written."""
+    if is_view(op, graph):
+        return 0, 0, 0
+    key = key_of(op)
+    skip = {op.inputs[0]} if key in IN_PLACE and op.inputs else set()
+    activations = weights = 0
+    if key not in SHAPE_ONLY:
+        for i, name in enumerate(op.inputs):
+            if not name or name in skip or name not in graph.tensors:
+                continue
+            skip.add(name)
+            size, is_weight = _read(graph, name)
+            size = ceil(size * _share(op, graph, key, i))
+            if is_weight:
+                weights += size
+            else:
+                activations += size
+    return activations, weights, _written(op, graph, key)
+
+
+def _read(graph: OpGraph, name: str) -> tuple[int, bool]:
+    spec, source = graph.tensors[name], source_of(graph, name)
+    if source is None:
+        return spec.nbytes, spec.role == "weight"
+    return min(spec.nbytes, source.nbytes), "weight" in (source.role, spec.role)
+
+
+def _share(op: Op, graph: OpGraph, key: str, i: int) -> float:
+    """Share of input i that is really read."""
+    if i in GATHERS.get(key, ()):
+        return min(1.0, osize(op, graph) / max(1, _stored_elements(op, graph, i)))
+    if key in ("aten.embedding_bag", "aten._embedding_bag") and i == 0:
+        rows, table = prod(ishape(op, graph, 1)), ishape(op, graph, 0)
+        return min(1.0, rows / max(1, at(table, 0)))
+    if key in EXPERTS and i >= 2:
+        return min(1.0, routed(op, graph) / max(1, at(ishape(op, graph, i), 0)))
+    return 1.0
+
+
+def routed(op: Op, graph: OpGraph) -> int:
+    """Rows that a mixture of experts sends to some expert."""
+    return prod(ishape(op, graph)[:-1]) * positive(op, "k")
+
+
+def unpacked(op: Op, spec: TensorSpec | None, bits: str, default: int) -> int:
+    """Elements of a tensor that packs several into one byte."""
+    size = prod(dims(spec))
+    packed = spec is not None and spec.dtype in ("uint8", "int8")
+    return size * 8 // positive(op, bits, default) if packed else size
+
+
+def _stored_elements(op: Op, graph: OpGraph, i: int) -> int:
+    table = tensor(graph, op.inputs, 0 if op.type.endswith("GatherBlockQuantized") else i)
+    return unpacked(op, table, "bits", 4) if op.type.endswith("GatherBlockQuantized") else prod(dims(table))
+
+
+def _written(op: Op, graph: OpGraph, key: str) -> int:
+    if key in WRITES_NOTHING:
+        return 0
+    if key in IN_PLACE and len(op.inputs) > 1:  # without values (`fill_`) the whole tensor is written
+        values = tensor(graph, op.inputs, -1)
+        return values.nbytes if values else 0
+    written = {n: graph.tensors[n].nbytes for n in op.outputs if n in graph.tensors}
+    for past, present in CACHES.get(key, ()):
+        old, new = tensor(graph, op.inputs, past), tensor(graph, op.outputs, present)
+        if old and new and dims(old) == dims(new):
+            rows = min(at(ishape(op, graph), 1), at(dims(new), 2))
+            written[new.name] = new.nbytes * rows // max(1, at(dims(new), 2))
+    return sum(written.values())

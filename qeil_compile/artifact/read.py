@@ -1,0 +1,158 @@
+"""Read an artifact: check the manifest and every hash first, then hand out arrays over mapped files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from qeil_compile.errors import ArtifactError, QeilError
+from qeil_compile.forms.program import Form, StageProgram
+from qeil_compile.frontends.traced import numpy_dtype
+from qeil_compile.ir import DTYPE_BYTES, OpGraph, Workload, mapping, strings, text
+from qeil_compile.passes.lower import LoweredUnit
+from qeil_compile.plan import Plan
+
+from .contents import Contents, Golden
+from .store import MANIFEST, MANIFEST_LIMIT, Store, check_name, open_store, verify_files
+from .write import SCHEMA, manifest_digest
+
+
+def read(path: str | Path) -> Contents:
+    """Verify and read an artifact. Raises `ArtifactError`; no engine has seen a byte by then."""
+    store = open_store(Path(path))
+    manifest = read_manifest(store)
+    try:
+        return _contents(store, manifest)
+    except ArtifactError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, QeilError) as error:
+        raise ArtifactError(
+            f"{store.path}: malformed field ({type(error).__name__}: {error}); compile the model again"
+        ) from error
+
+
+def read_manifest(store: Store) -> dict[str, Any]:
+    """The manifest, checked for schema version, digest and file names."""
+    raw = store.read(MANIFEST)
+    if len(raw) > MANIFEST_LIMIT:
+        raise ArtifactError(f"{store.path}: manifest of {len(raw)} bytes, expected at most {MANIFEST_LIMIT}; refused")
+    try:
+        manifest = json.loads(bytes(raw))
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{store.path}: manifest is malformed ({error}); damaged: copy it again") from error
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        raise ArtifactError(
+            f"{store.path}: schema version {schema}, this qeil_compile reads {SCHEMA}; "
+            f"{'upgrade qeil-compile' if newer else 'compile the model again'}"
+        )
+    if manifest.get("digest") != manifest_digest(manifest):
+        raise ArtifactError(f"{store.path}: manifest does not match its own digest; damaged or changed: copy it again")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(f, dict) for f in files.values()):
+        raise ArtifactError(f"{store.path}: manifest lists no files; compile the model again")
+    for name in files:
+        check_name(store.path, name)
+    return manifest
+
+
+def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
+    files = verify_files(store, manifest["files"])
+    tensors = _Tensors(store, files)
+    plan = Plan.from_json(json.loads(bytes(files["plan.json"])))
+    units: list[LoweredUnit] = []
+    weights: dict[str, np.ndarray] = {}
+    for unit in manifest["units"]:
+        program = _program(store, unit, files)
+        # All of them now: a malformed reference must not wait for the engine that needs it.
+        weights.update({key: tensors.array(unit["weights"][name]) for name, key in program.weights.items()})
+        indices = tuple(_integers(unit["stages"]))
+        stages = [plan.stages[i] for i in indices]
+        placements, devices = tuple(s.placement for s in stages), tuple(s.device for s in stages)
+        if not stages or list(placements) != list(strings(unit["placements"])):
+            raise ArtifactError(f"{store.path}: unit {len(units)} and plan disagree about placements; refused")
+        units.append(LoweredUnit(indices, placements, devices, program))
+    golden = Golden(
+        *({n: tensors.array(r) for n, r in manifest["golden"][k].items()} for k in ("inputs", "outputs", "boundaries"))
+    )
+    graph = OpGraph.from_json(json.loads(bytes(files["graph.json"])))
+    graph.check()
+    contents = Contents(
+        graph, plan, units, weights.__getitem__,
+        golden, Workload(manifest["workload"]["dims"]), mapping(json.loads(bytes(files["costs.json"]))),
+        {k: text(v) for k, v in manifest["engines"].items()}, _numbers(manifest["seconds"]),
+        {k: _numbers(v) for k, v in manifest["timings"].items()},
+    )  # fmt: skip
+    _check_wiring(store, contents)
+    return contents
+
+
+def _program(store: Store, unit: Mapping[str, Any], files: Mapping[str, memoryview]) -> StageProgram:
+    if unit["form"] not in get_args(Form):
+        raise ArtifactError(f"{store.path}: stage form {unit['form']!r}; expected one of {', '.join(get_args(Form))}")
+    # The key of a weight is its file with its type, so that equal tensors are mapped once.
+    weights = {n: f"{r['file']}|{r['dtype']}|{r['shape']}" for n, r in unit["weights"].items()}
+    return StageProgram(
+        unit["form"], bytes(files[unit["file"]]), tuple(strings(unit["inputs"])), tuple(strings(unit["outputs"])),
+        weights, {text(k): text(v) for k, v in unit["affinity"].items()},
+    )  # fmt: skip
+
+
+def _integers(values: Any) -> list[int]:
+    if not isinstance(values, list) or not all(type(v) is int for v in values):
+        raise TypeError(f"{values!r:.60} is no list of integers")
+    return values
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    if not all(type(v) in (int, float) for v in mapping(values).values()):
+        raise TypeError(f"{values!r:.60} has values that are no numbers")
+    return dict(values)
+
+
+class _Tensors:
+    """Arrays over verified files."""
+
+    def __init__(self, store: Store, files: Mapping[str, memoryview]) -> None:
+        self._store, self._files = store, files
+
+    def array(self, reference: Mapping[str, Any]) -> np.ndarray:
+        name, dtype, shape = reference["file"], reference["dtype"], reference["shape"]
+        if dtype not in DTYPE_BYTES or dtype in ("opaque", "string"):
+            raise ArtifactError(f"{self._store.path}: tensor {name} has unknown dtype {dtype!r}; refused")
+        if not all(isinstance(d, int) and d >= 0 for d in shape):
+            raise ArtifactError(f"{self._store.path}: tensor {name} has shape {shape}; refused")
+        kind, data = numpy_dtype(dtype), self._files[name]
+        need = prod(shape) * kind.itemsize
+        if need != len(data):
+            raise ArtifactError(
+                f"{self._store.path}: tensor {name} has {len(data)} bytes, {dtype}{shape} needs {need}; refused"
+            )
+        return np.frombuffer(data, dtype=np.uint8).view(kind).reshape(shape)
+
+
+def _check_wiring(store: Store, contents: Contents) -> None:
+    """Every unit reads what exists by then, and every output is written: a plan cannot read out of bounds."""
+    known = set(contents.graph.inputs)
+    for k, unit in enumerate(contents.units):
+        missing = [n for n in unit.program.inputs if n not in known]
+        if missing:
+            raise ArtifactError(f"{store.path}: unit {k} reads {missing[0]}, which nothing before it writes; refused")
+        known |= set(unit.program.outputs)
+    lost = [n for n in contents.graph.outputs if n not in known]
+    if lost:
+        raise ArtifactError(f"{store.path}: output {lost[0]} is written by no unit; refused")
+    stages = [s for u in contents.units for s in u.stages]
+    if stages != [s.index for s in contents.plan.stages] or stages != list(range(len(stages))):
+        raise ArtifactError(f"{store.path}: units and plan list different stages; refused")
+    placed = [p for u in contents.units for p in u.placements]
+    if placed != [s.placement for s in contents.plan.stages]:
+        raise ArtifactError(f"{store.path}: units and plan place stages differently; refused")
+    if any(not u.stages or len({p.partition(":")[0] for p in u.placements}) > 1 for u in contents.units):
+        raise ArtifactError(f"{store.path}: a unit has no stages or stages of several engines; refused")

@@ -1,0 +1,7 @@
+"""`python -m qeil_compile.cli`."""
+
+import sys
+
+from .app import main
+
+sys.exit(main())

@@ -1,0 +1,108 @@
+"""`qeil compile MODEL -o OUT`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qeil_compile import api
+from qeil_compile.ir import Workload
+from qeil_compile.plan import Plan
+
+from . import arguments
+from .console import TIMING_COLUMNS, mj, ms, print_json, progress, say, table, timing_rows
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="An .onnx or .pt2 file, or `demo` for the bundled model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Artifact to write: a folder, or NAME.zip.")],
+    target: Annotated[
+        str, typer.Option(help="host, a profile's name (qeil devices list), a .toml file, or openvino:CPU,torch:cpu")
+    ] = "host",
+    objective: Annotated[str, typer.Option(help="latency, energy or balanced")] = "latency",
+    dim: Annotated[list[str] | None, typer.Option(metavar="NAME=N", help="Bind a dynamic dimension.")] = None,
+    input: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Sample input.")] = None,  # noqa: A002
+    inputs: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Sample inputs.")] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=ENGINE:DEVICE", help="Pin operators, scopes or types.")
+    ] = None,
+    strategy: Annotated[list[str] | None, typer.Option(help="Consider only these strategies.")] = None,
+    measure: Annotated[bool, typer.Option(help="Time the plan against every single device.")] = True,
+    verify: Annotated[bool, typer.Option(help="Refuse a plan that differs from the unpartitioned model.")] = True,
+    fuse: Annotated[bool, typer.Option(help="Price operators that an engine fuses as one.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random sample inputs.")] = 0,
+    as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON.")] = None,
+) -> None:
+    """Compile a model into an artifact, and say which operator goes where."""
+    api.check_output(output, overwrite)
+    report = Path(as_json) if as_json not in (None, "-") else None
+    if report is not None:
+        arguments.check_file(report, ".json", overwrite)
+    settings = api.Settings(
+        target, objective, arguments.pins(pin or []), tuple(strategy or ()), measure, fuse, verify=verify
+    )
+    workload = Workload(arguments.dimensions(dim or []))
+    samples = arguments.arrays(input or [], inputs)
+    with progress() as step:
+        if model == "demo":
+            from qeil_compile.demo import compile_demo
+
+            compiled = compile_demo(workload, samples, settings, seed, step)
+        else:
+            compiled = api.aot_compile(
+                model, workload=workload, inputs=samples, settings=settings, seed=seed, progress=step
+            )
+        step("save", 0, 1)
+        compiled.save(output, overwrite)
+        step("save", 1, 1)
+    data = _report(compiled, output)
+    if report is not None:
+        arguments.write_text(report, json.dumps(data, indent=1))
+    if as_json == "-":
+        print_json(data)
+    else:
+        show(compiled)
+        say(f"wrote {output}; next: qeil verify {output}; qeil explain {output}; qeil run {output}")
+
+
+def _report(compiled: api.Compiled, output: Path) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "plan": compiled.plan.to_json(),
+        "emulated": compiled.emulated,
+        "timings": {n: asdict(t) | {"label": "measured"} for n, t in compiled.timings.items()},
+        "seconds": compiled.seconds,
+    }
+
+
+def show(compiled: api.Compiled) -> None:
+    """The plan, its objective values, measurements, stand-ins and compile times."""
+    plan, emulated = compiled.plan, compiled.emulated
+    rows = [
+        [s.index, s.placement + (" (emulated)" if s.placement in emulated else ""), s.device, len(s.ops),
+         ms(s.seconds), ms(s.boundary), mj(s.joules)]
+        for s in plan.stages
+    ]  # fmt: skip
+    title = f"{plan.model} on {plan.target}: {plan.strategy} ({plan.label})"
+    table(title, ("stage", "placement", "device", "operators [1]", "time [ms]", "entry [ms]", "energy [mJ]"), rows)
+    say(objectives(plan))
+    table("one run (measured)", TIMING_COLUMNS, timing_rows({n: asdict(t) for n, t in compiled.timings.items()}))
+    for placement, reason in emulated.items():
+        say(f"emulated: {placement} is not on this machine, another device stands in ({reason})")
+    for note in plan.notes:
+        say(f"note: {note}")
+    table("compile steps (measured)", ("step", "time [s]"), [[n, f"{s:.2f}"] for n, s in compiled.seconds.items()])
+
+
+def objectives(plan: Plan) -> str:
+    """The objective values with their label."""
+    o = plan.objectives
+    return (
+        f"latency {ms(o.latency)} ms, energy {mj(o.energy)} mJ, under-utilisation {o.under_utilisation:.3f} "
+        f"({plan.label}); objective {plan.objective}"
+    )

@@ -1,0 +1,98 @@
+"""What all commands share: where to print, progress bars, and how figures are written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+@dataclass
+class Options:
+    """The global options of this call."""
+
+    debug: bool = False
+    quiet: bool = False
+
+
+options = Options()
+
+
+def out() -> Console:
+    """Results go to standard output."""
+    # A pipe has no width: 80 columns would cut the tables of `qeil explain | less`.
+    return Console(soft_wrap=True, highlight=False) if sys.stdout.isatty() else Console(width=200, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line of text for the person; silent with --quiet."""
+    if not options.quiet:
+        out().print(escape(text))
+
+
+def print_json(data: Any) -> None:
+    """Pure JSON on standard output."""
+    print(json.dumps(data, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; columns whose name ends in a unit are aligned to the right."""
+    if options.quiet or not rows:
+        return
+    drawn = Table(title=escape(title), title_justify="left", header_style="bold")
+    for name in columns:
+        drawn.add_column(escape(name), justify="right" if name.endswith("]") else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(str(cell)) for cell in row))
+    out().print(drawn)
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds."""
+    return f"{seconds * 1e3:.4f}"
+
+
+def mj(joules: float) -> str:
+    """Millijoules."""
+    return f"{joules * 1e3:.4f}"
+
+
+def us(seconds: float) -> str:
+    """Microseconds."""
+    return f"{seconds * 1e6:.2f}"
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback that draws one bar per step on standard error; silent without a terminal or with --quiet."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=options.quiet or not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def step(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield step
+
+
+def timing_rows(timings: Mapping[str, Any]) -> list[list[str]]:
+    """Name, median, 10 % and 90 % quantile, runs."""
+    return [[n, ms(t["median"]), ms(t["low"]), ms(t["high"]), str(t["runs"])] for n, t in timings.items()]
+
+
+TIMING_COLUMNS = ("plan", "median [ms]", "10 % [ms]", "90 % [ms]", "runs [1]")

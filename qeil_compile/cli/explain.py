@@ -1,0 +1,89 @@
+"""`qeil explain ARTIFACT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qeil_compile import api
+from qeil_compile.errors import InputError
+
+from .console import TIMING_COLUMNS, mj, ms, print_json, say, table, timing_rows, us
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(help="Artifact written by qeil compile.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    operators: Annotated[bool, typer.Option("--operators", help="Every operator on every placement.")] = False,
+    stage: Annotated[int | None, typer.Option(min=0, help="Only this stage, with its operators.")] = None,
+) -> None:
+    """Say which operator goes where, why not elsewhere, and what each boundary costs."""
+    found = api.load(artifact).explain()
+    if stage is not None and stage >= len(found.stages):
+        raise InputError(f"--stage {stage}: the plan has stages 0 to {len(found.stages) - 1}")
+    if as_json:
+        print_json(found.to_json())
+        return
+    say(f"{found.model} on {found.target}, objective {found.objective}, strategy {found.strategy}")
+    _stages(found, stage)
+    _boundaries(found, stage)
+    if operators or stage is not None:
+        _operators(found, stage)
+    if stage is None:
+        _whole(found)
+        if not operators:
+            say("--operators shows each operator on each placement, and why it is not elsewhere")
+
+
+def _stages(found: api.Explanation, only: int | None) -> None:
+    rows = [
+        [s.index, s.placement, s.operators, ms(s.start), ms(s.seconds), mj(s.joules), s.weight_bytes,
+         f"emulated: {s.emulated}" if s.emulated else ""]
+        for s in found.stages if only in (None, s.index)
+    ]  # fmt: skip
+    columns = ("stage", "placement", "operators [1]", "start [ms]", "time [ms]", "energy [mJ]", "weights [B]", "here")
+    table(f"stages ({found.label})", columns, rows)
+
+
+def _boundaries(found: api.Explanation, only: int | None) -> None:
+    rows = [
+        [f"{b.source} -> {b.target}" if b.source >= 0 else f"start -> {b.target}", " -> ".join(b.placements),
+         ", ".join(t.tensor for t in b.tensors), b.nbytes, us(b.handover_seconds),
+         us(b.seconds - b.handover_seconds), f"{b.joules * 1e6:.2f}"]
+        for b in found.boundaries if only in (None, b.target)
+    ]  # fmt: skip
+    columns = ("boundary", "placements", "tensors", "size [B]", "hand-over [us]", "transfer [us]", "energy [uJ]")
+    table(f"boundaries ({found.label})", columns, rows)
+
+
+def _operators(found: api.Explanation, only: int | None) -> None:
+    rows = []
+    for g in found.groups:
+        if only not in (None, g.stage):
+            continue
+        for k, o in enumerate(g.options):
+            first = ["+".join(g.ops), "+".join(g.types), g.scope, g.stage] if k == 0 else ["", "", "", ""]
+            time = "-" if o.seconds is None else ms(o.seconds)
+            energy = "-" if o.joules is None else mj(o.joules)
+            rows.append([*first, f"{'* ' if o.chosen else '  '}{o.placement}", time, energy, o.why])
+    columns = ("operators", "types", "scope", "stage", "placement", "time [ms]", "energy [mJ]", "why")
+    table(f"operators ({found.label})", columns, rows)
+
+
+def _whole(found: api.Explanation) -> None:
+    rows = [
+        [a.strategy, a.stages, ms(a.objectives.latency), mj(a.objectives.energy),
+         f"{a.objectives.under_utilisation:.3f}", "yes" if a.on_front else "", "yes" if a.chosen else ""]
+        for a in found.alternatives
+    ]  # fmt: skip
+    columns = ("strategy", "stages [1]", "latency [ms]", "energy [mJ]", "under-utilisation [1]", "on front", "chosen")
+    table(f"alternatives considered ({found.label})", columns, rows)
+    table("one run (measured)", TIMING_COLUMNS, timing_rows(found.timings))
+    for u in found.unknown:
+        say(f"unknown cost: {u.count} x {u.type}, {u.share_of_bytes:.1%} of all bytes ({found.label})")
+    for pattern, placement in found.pins.items():
+        say(f"pin: {pattern} -> {placement}")
+    for note in found.notes:
+        say(f"note: {note}")

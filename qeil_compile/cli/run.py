@@ -1,0 +1,62 @@
+"""`qeil run ARTIFACT`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from qeil_compile import api
+
+from . import arguments
+from .console import ms, print_json, progress, say, table
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(help="Artifact written by qeil compile.")],
+    input: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Number or JSON list.")] = None,  # noqa: A002
+    inputs: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="One array per input.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Write the outputs here.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing --output.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Run an artifact; without inputs, on the sample inputs that it holds."""
+    if output is not None:
+        arguments.check_file(output, ".npz", overwrite)
+    given = arguments.arrays(input or [], inputs)
+    compiled = api.load(artifact)
+    with progress() as step:
+        compiled.start(lambda done, total: step("start engines", done, total))
+        values, timing = compiled.timed(given or compiled.golden.inputs, repeat)
+    if output is not None:
+        arguments.write_npz(output, values)
+    label = "emulated" if compiled.emulated else "measured"
+    rows = {n: _summary(a) for n, a in values.items()}
+    if as_json:
+        latency = asdict(timing) | {"label": label}
+        print_json({"outputs": rows, "latency": latency, "emulated": compiled.emulated, "sample_inputs": not given})
+        return
+    if not given:
+        say("no inputs given: the artifact's sample inputs are used")
+    columns = ("output", "dtype", "shape", "min", "mean", "max")
+    table("outputs", columns, [[n, *(r[k] for k in columns[1:])] for n, r in rows.items()])
+    say(
+        f"latency {ms(timing.median)} ms median, {ms(timing.low)} to {ms(timing.high)} ms (10 % to 90 %), "
+        f"{timing.runs} runs ({label})"
+    )
+    for placement, reason in compiled.emulated.items():
+        say(f"emulated: {placement} is not on this machine, another device stands in ({reason})")
+
+
+def _summary(array: np.ndarray) -> dict[str, Any]:
+    data: dict[str, Any] = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    numbers = array.astype(np.float64) if array.dtype.kind in "biufV" and array.size else None
+    for name in ("min", "mean", "max"):
+        value = None if numbers is None else float(getattr(np, name)(numbers))
+        # JSON has no NaN and no infinity.
+        data[name] = None if value is None else value if np.isfinite(value) else str(value)
+    return data

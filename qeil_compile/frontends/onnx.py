@@ -1,0 +1,306 @@
+"""ONNX files to operator graphs: check, bind dimensions, fold shape arithmetic, infer shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from qeil_compile.errors import InputError, ModelError, UnboundDimensionError
+from qeil_compile.forms.onnx_source import OnnxSource, build_graph, captured_names, detach_weights, dtype_name
+from qeil_compile.forms.program import INLINE_BYTES
+from qeil_compile.ir import OpGraph, Workload
+
+from .onnx_shapes import fixed, forget_shapes, write_shapes
+from .traced import Arrays, Traced, sample_inputs
+
+
+def trace_onnx(model: Path | onnx.ModelProto, workload: Workload, given: Arrays, seed: int = 0) -> Traced:
+    """Trace an ONNX file or model. Raises `ModelError`, `UnboundDimensionError`, `InputError`."""
+    started = time.perf_counter()
+    name = model.stem if isinstance(model, Path) else model.graph.name or "model"
+    proto = _read(model) if isinstance(model, Path) else _copy(model)
+    arrays = detach_weights(proto)
+    _name_nodes(proto)
+    original = _copy(proto)
+    _bind(proto, workload, given, name)
+    folded, kept = _simplify(proto, arrays)
+    graph = _build(folded, name)
+    samples = sample_inputs(graph, given, seed)
+    if _has_branches(folded) and not Reference(folded, kept, name).loads():
+        # Fixed shapes contradict the branch that is not taken: the engine refuses what it would never run.
+        source = _open_source(original, arrays, graph, samples, name)
+    else:
+        source = _bound_source(folded, kept, graph, samples, name)
+    source.graph.check()
+    reference = Reference(original, arrays, name)
+    return Traced(source.graph, source, workload, samples, reference.run, time.perf_counter() - started)
+
+
+def _bound_source(
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], graph: OpGraph, samples: Arrays, name: str
+) -> OnnxSource:
+    """The folded model; one run shows the shapes and constants that inference and folding could not find."""
+    still = fixed(model)
+    constant = _small(model, graph, still.values)
+    names = list(dict.fromkeys([*_unknown(graph), *constant]))
+    if not names:
+        return OnnxSource(graph, model, arrays)
+    seen = Reference(_with_outputs(model, names), arrays, name).values(samples, names)
+    shapes = {n: tuple(v.shape) for n, v in seen.items()}
+    write_shapes(model, {n: s for n, s in shapes.items() if n in still.shapes})
+    _freeze(model, {n: seen[n] for n in constant if n in seen})
+    model, arrays = _simplify(model, arrays)
+    return OnnxSource(build_graph(model, name, shapes), model, arrays)
+
+
+def _has_branches(model: onnx.ModelProto) -> bool:
+    return any(a.HasField("g") for n in model.graph.node for a in n.attribute)
+
+
+def _open_source(
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], bound: OpGraph, samples: Arrays, name: str
+) -> OnnxSource:
+    """The model with its dynamic dimensions left open; shapes are those of one run."""
+    model = _infer(model)
+    graph = build_graph(model, name)
+    names = [n for n, t in graph.tensors.items() if t.role == "activation" and t.is_tensor]
+    seen = Reference(_with_outputs(model, names), arrays, name).values(samples, names)
+    graph = build_graph(model, name, {n: tuple(v.shape) for n, v in seen.items()})
+    inputs = {n: bound.tensors[n] for n in graph.inputs}
+    return OnnxSource(replace(graph, tensors={**graph.tensors, **inputs}), model, arrays, promises=False)
+
+
+def _simplify(
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    folded, kept = _fold(model, arrays)
+    folded = _infer(folded)
+    return folded, {**kept, **detach_weights(folded)}
+
+
+def _small(model: onnx.ModelProto, graph: OpGraph, constant: frozenset[str]) -> list[str]:
+    """Constant tensors that something not constant reads, small enough to be kept inside the model."""
+    read = {i for n in model.graph.node if not constant.issuperset(n.output) for i in [*n.input, *captured_names(n)]}
+    names = [o for n in model.graph.node for o in n.output if o in constant and o in read]
+    specs = [graph.tensors[n] for n in names]
+    return [t.name for t in specs if t.is_tensor and t.dtype != "string" and t.nbytes <= INLINE_BYTES]
+
+
+def _freeze(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> None:
+    """Replace what nodes compute by these values."""
+    for node in list(model.graph.node):
+        if any(o in values for o in node.output) and all(o in values or not o for o in node.output):
+            model.graph.node.remove(node)
+            model.graph.initializer.extend(onnx.numpy_helper.from_array(values[o], o) for o in node.output if o)
+
+
+def _unknown(graph: OpGraph) -> list[str]:
+    return [n for n, t in graph.tensors.items() if t.role == "activation" and t.is_tensor and not t.is_static]
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+    except (OSError, DecodeError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be read as an ONNX model ({_line(error)})") from error
+    if not model.graph.node and not model.graph.output:
+        raise ModelError(f"{path}: holds no ONNX graph; expected a model exported to ONNX")
+    try:
+        # The path form reads external data itself and has no 2 GiB limit.
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, DecodeError) as error:
+        raise ModelError(f"{path}: is no valid ONNX model ({_line(error)}); export it again") from error
+    return model
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Every node gets a unique name: reports, pins and engine answers refer to nodes by name."""
+    used: set[str] = set()
+    for node in model.graph.node:
+        name = node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}"
+        while name in used:
+            name += "'"
+        node.name = name
+        used.add(name)
+
+
+def _bind(model: onnx.ModelProto, workload: Workload, given: Arrays, name: str) -> None:
+    """Write the workload's numbers over the dynamic dimensions of the inputs; else those of given inputs.
+
+    Raises `UnboundDimensionError`.
+    """
+    weights = {t.name for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in weights]
+    _check_dimensions(inputs, workload, name)
+    bound: dict[str, int] = {}
+    for info in inputs:
+        if not info.type.HasField("tensor_type"):
+            kind = info.type.WhichOneof("value")
+            raise ModelError(f"model {name}: input {info.name} is a {kind}; only tensors can be passed to a plan")
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            symbol = dim.dim_param or None
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                continue
+            value = workload.bind(info.name, axis, symbol)
+            if value is None and info.name in given and axis < np.ndim(given[info.name]):
+                value = np.shape(given[info.name])[axis]
+            if value is None:
+                shown = f" ({symbol})" if symbol else ""
+                raise UnboundDimensionError(
+                    f"model {name}: dimension {axis}{shown} of input {info.name} is dynamic and the workload does not "
+                    f"bind it; add --dim {symbol or f'{info.name}.{axis}'}=N"
+                )
+            dim.dim_value = value
+            if symbol:
+                bound[symbol] = value
+    for info in model.graph.output:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param in bound:
+                dim.dim_value = bound[dim.dim_param]
+            elif not dim.HasField("dim_value") or dim.dim_value <= 0:
+                dim.Clear()
+    forget_shapes(model.graph)
+
+
+def _check_dimensions(inputs: list[onnx.ValueInfoProto], workload: Workload, name: str) -> None:
+    """A misspelt name is reported as such, not as the dimension that it leaves unbound. Raises `InputError`."""
+    known: set[str] = set()
+    for info in inputs:
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            known |= {f"{info.name}.{axis}"} | ({dim.dim_param} if dim.dim_param else set())
+    unknown = sorted(set(workload.dims) - known)
+    if unknown:
+        raise InputError(f"--dim {unknown[0]}: model {name} has no such dimension; it has {', '.join(sorted(known))}")
+
+
+def _fold(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Fold shape arithmetic and lift constants to initializers; large weights are left as they are."""
+    import onnx_ir
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    plain = _copy(model)
+    try:
+        folded = onnx_ir.from_proto(model)
+        if folded.functions:
+            common.InlinePass()(folded)
+        optimizer.fold_constants(folded, onnx_shape_inference=True, should_fold=_fold_small)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(folded)
+        common.RemoveUnusedNodesPass()(folded)
+        result = onnx_ir.to_proto(folded)
+        onnx.shape_inference.infer_shapes(result, strict_mode=False)
+    except Exception:
+        # Folding only improves the graph; a model that the optimizer cannot digest is used as it is.
+        result = plain
+    kept = {t.name for t in result.graph.initializer}
+    _name_nodes(result)
+    return result, {n: a for n, a in arrays.items() if n in kept}
+
+
+def _fold_small(node: Any) -> bool | None:
+    sizes = [i.const_value.size for i in node.inputs if i is not None and i.const_value is not None]
+    return False if any(s * 4 > INLINE_BYTES for s in sizes) else None
+
+
+def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model {model.graph.name}: shapes cannot be inferred ({_line(error)})") from error
+
+
+def _build(model: onnx.ModelProto, name: str) -> OpGraph:
+    graph = build_graph(model, name)
+    for output in graph.outputs:
+        if not graph.tensors[output].is_tensor:
+            raise ModelError(f"model {name}: output {output} is no tensor; only tensors can leave a plan")
+    return graph
+
+
+def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    model = _copy(model)
+    have = {o.name for o in model.graph.output}
+    known = {v.name: v for v in model.graph.value_info}
+    model.graph.output.extend(
+        known[n] if n in known else onnx.ValueInfoProto(name=n) for n in names if n not in have
+    )
+    return model
+
+
+class Reference:
+    """The unpartitioned model on ONNX Runtime's CPU provider; the specification's own evaluator where that refuses."""
+
+    def __init__(self, model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], name: str) -> None:
+        self._model, self._arrays, self._name = model, arrays, name
+        self._session: Any = None
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        """Outputs in the model's order. Raises `ModelError` when neither evaluator can run the model."""
+        return self._run(inputs, None)
+
+    def values(self, inputs: Arrays, names: list[str]) -> dict[str, np.ndarray]:
+        """Values that these tensors have in one run; empty if the model cannot be run."""
+        try:
+            values = self._run(inputs, names)
+        except ModelError:
+            return {}
+        return {n: np.asarray(v) for n, v in zip(names, values, strict=True) if isinstance(v, (np.ndarray, np.generic))}
+
+    def loads(self) -> bool:
+        """Whether ONNX Runtime accepts the model."""
+        import onnxruntime
+
+        try:
+            self._session = self._make()
+        except Exception:  # neither evaluator takes it
+            return False
+        return isinstance(self._session, onnxruntime.InferenceSession)
+
+    def _run(self, inputs: Arrays, names: list[str] | None) -> list[np.ndarray]:
+        try:
+            self._session = self._session or self._make()
+            return list(self._session.run(names, dict(inputs)))
+        except Exception as error:  # both evaluators raise types of their own
+            raise ModelError(f"model {self._name}: cannot be run as it is ({_line(error)})") from error
+
+    def _make(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        values = {n: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for n, a in self._arrays.items()}
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
+        try:
+            return onnxruntime.InferenceSession(
+                self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception:  # ONNX Runtime has no kernel for some operators of the standard
+            from onnx.reference import ReferenceEvaluator
+
+            return ReferenceEvaluator(self._whole())
+
+    def _whole(self) -> onnx.ModelProto:
+        model = _copy(self._model)
+        for tensor in model.graph.initializer:
+            if tensor.name in self._arrays:
+                assert dtype_name(tensor.data_type) != "string"
+                tensor.CopyFrom(onnx.numpy_helper.from_array(self._arrays[tensor.name], tensor.name))
+        return model

@@ -1,0 +1,62 @@
+"""Time plans against one another: interleaved, so that a noisy machine hits all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+_PER_TURN = 2
+#: A call whose best run is this many times the leader's median is no rival; more rounds would only cost time.
+_HOPELESS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Median and spread (10 % and 90 % quantile) of one run [s], over `runs` runs."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 5, most: int = 200
+) -> dict[str, Timing]:
+    """Time each call in turn, round after round, for about `seconds` in all but at least `least` rounds.
+
+    The first call of each turn is not counted: worker threads of the engine before may still be spinning,
+    and caches hold another engine's weights. A call that is clearly slower after a round is not run again.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    started = time.perf_counter()
+    for k in range(most):
+        if k >= least and time.perf_counter() - started > seconds:
+            break
+        for name, call in calls.items():
+            if k and min(samples[name]) > _HOPELESS * min(float(np.median(s)) for s in samples.values()):
+                continue
+            call()
+            for _ in range(_PER_TURN):
+                before = time.perf_counter()
+                call()
+                samples[name].append(time.perf_counter() - before)
+    return {name: _timing(s) for name, s in samples.items()}
+
+
+def repeated(call: Callable[[], object], runs: int) -> Timing:
+    """Time one call `runs` times in a row; warm it up first."""
+    samples: list[float] = []
+    for _ in range(runs):
+        before = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - before)
+    return _timing(samples)
+
+
+def _timing(samples: list[float]) -> Timing:
+    median, low, high = (float(q) for q in np.quantile(samples, [0.5, 0.1, 0.9]))
+    return Timing(median, low, high, len(samples))

@@ -1,0 +1,39 @@
+"""Every benchmark runs with its smallest settings and gives rows. How fast anything is, is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "equivalence": ["--assignments", "2", "--models", "silero_vad_16k_op15", "bf16 MLP"],
+    "overhead": ["--engines", "onnxruntime"],
+    "boundary": [],
+    "onnx_coverage": ["--match", "test_gather_elements"],
+    "compile_time": [],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", str(result), *SMALL[name]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    data = json.loads(result.read_text(encoding="utf-8"))
+    assert data["benchmark"] == name and data["quick"]
+    assert data["environment"]["cpu"] and data["environment"]["versions"]["onnxruntime"]
+    tables = list(data["tables"].values())
+    assert tables[0]["rows"]
+    if name == "equivalence":
+        assert all(r["differ"] == r["failed"] == 0 for r in tables[0]["rows"]), tables[0]["notes"]
+
+
+def test_every_benchmark_is_tested() -> None:
+    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common"}
+    assert scripts == set(SMALL)
