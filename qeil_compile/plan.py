@@ -10,7 +10,6 @@ from .errors import ArtifactError
 
 #: How much a printed figure may claim; see docs/honest-words.md.
 Label = Literal["measured", "calibrated", "modelled", "emulated"]
-Objective = Literal["latency", "energy", "balanced"]
 
 
 @dataclass(frozen=True, slots=True)
