@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from qeil_compile import Settings, aot_compile, lower_plan, price, trace
 from qeil_compile.backends.torch import TorchBackend
+from qeil_compile.cli import main
 from qeil_compile.errors import ArtifactError, UnsupportedOperatorError, VerificationError
 from qeil_compile.forms import fx_json
 from qeil_compile.frontends import Traced
@@ -118,3 +120,17 @@ def test_only_registered_operators_are_read(target: str) -> None:
 def test_malformed_json_is_refused(payload: bytes) -> None:
     with pytest.raises(ArtifactError):
         fx_json.decode(payload, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+def test_a_truncated_program_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], keep: float) -> None:
+    whole = tmp_path / "whole.pt2"
+    torch.export.save(torch.export.export(Copies().eval(), (torch.randn(6, 4),)), whole)
+    cut = tmp_path / "cut.pt2"
+    data = whole.read_bytes()
+    cut.write_bytes(data[: int(len(data) * keep)])
+    capfd.readouterr()
+    assert main(["compile", str(cut), "-o", str(tmp_path / "out.qeil")]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "cut.pt2" in lines[0]
+    assert not (tmp_path / "out.qeil").exists()

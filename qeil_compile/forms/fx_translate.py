@@ -58,7 +58,7 @@ def translate(program: ExportedProgram, graph: OpGraph) -> Translation:
     import onnx_ir
     from onnxscript import optimizer
 
-    with _quiet():
+    with quiet("torch.onnx"):
         translated, holes = _export(program, graph)
         reads = {n.name: (n.op_type, [i and i.name for i in n.inputs]) for n in translated.model.graph}
         # As outputs, tensors that a stage may end at outlive the folding of what reads them.
@@ -216,9 +216,9 @@ def _declare(model: onnx.ModelProto, kept: Mapping[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs about optional packages and warns about its own internals."""
-    logger = logging.getLogger("torch.onnx")
+def quiet(name: str) -> Iterator[None]:
+    """torch logs optional packages and whole tracebacks, and warns about its own internals; errors still raise."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from qeil_compile.errors import InputError, ModelError, UnboundDimensionError, first_line
 from qeil_compile.forms.fx_source import FxSource, build_graph, from_numpy, to_numpy
+from qeil_compile.forms.fx_translate import quiet
 from qeil_compile.ir import OpGraph, Workload
 
 from .traced import Arrays, CallSpec, Traced, sample_inputs
@@ -72,7 +73,8 @@ def trace_program(
 
 def _load(path: Path) -> ExportedProgram:
     try:
-        return torch.export.load(path)
+        with quiet("torch.export"):
+            return torch.export.load(path)
     except Exception as error:  # torch raises zip, key, pickle and runtime errors for damaged files
         raise ModelError(f"{path}: cannot be read as an exported program ({first_line(error)[:200]})") from error
 
