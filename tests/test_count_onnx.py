@@ -178,7 +178,7 @@ def test_four_bit_weights_count_half_a_byte_and_their_scales(rows: int, kind: st
         weights=["b", "scales", "zeros"],
     )
     weights = n * k // 2 + 2 * n * k // block + n * k // block // 2
-    assert c == OpCount(2.0 * rows * n * k, rows * k * 2, weights, rows * n * 2, kind, True, "float16")
+    assert c == OpCount(2.0 * rows * n * k, rows * k * 2, weights, rows * n * 2, kind, True, "float16", (1, rows, n, k))
 
 
 def test_accuracy_level_names_the_dtype_of_the_arithmetic() -> None:

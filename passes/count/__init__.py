@@ -61,9 +61,12 @@ def _count(op: Op, graph: OpGraph) -> OpCount:
     if op.body and not op.type.endswith("FlexAttention"):
         return count_body(op, graph, count)
     found = aten.work(op, graph) if graph.dialect == "fx" else onnx.work(op, graph)
-    flops, kind = found if found else (0.0, "other")
+    work = found if found else (0.0, "other")
+    extents = work[2] if len(work) > 2 else ()
     read, weights, written = traffic(op, graph)
-    return OpCount(float(flops), read, weights, written, kind, found is not None, _dtype(op, graph))
+    return OpCount(
+        float(work[0]), read, weights, written, work[1], found is not None, _dtype(op, graph), tuple(extents)
+    )
 
 
 def _dtype(op: Op, graph: OpGraph) -> str:

@@ -108,7 +108,7 @@ def convolution(op: Op, graph: OpGraph) -> Work:
     weight = shape(op, graph, "weight", 1)
     if flag(op, "transposed") or "transpose" in op.type:
         return f.conv_transpose(shape(op, graph, "input self", 0), weight)
-    return f.conv(oshape(op, graph), weight)
+    return f.conv(oshape(op, graph), weight, shape(op, graph, "input self", 0))
 
 
 # Attention
@@ -134,7 +134,7 @@ def multi_head(op: Op, graph: OpGraph) -> Work:
     query, key = shape(op, graph, "query src", 0), shape(op, graph, "key", 1) or ishape(op, graph)
     rows, embed = prod(query[:-1]), at(query, -1)
     heads = positive(op, "num_head", positive(op, "num_heads"))
-    inner, _ = f.attention(at(query, 0) * heads, at(query, -2), at(key, -2), embed // heads, embed // heads)
+    inner, *_ = f.attention(at(query, 0) * heads, at(query, -2), at(key, -2), embed // heads, embed // heads)
     return inner + 4.0 * rows * embed * embed + 4.0 * prod(key[:-1]) * embed * embed, "attention"
 
 

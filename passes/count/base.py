@@ -8,29 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+from qeil_compile.devices.work import OperatorKind as Kind
 from qeil_compile.ir import Op, OpGraph, TensorSpec
 
-Kind = Literal[
-    "gemm",
-    "gemv",
-    "conv",
-    "attention",
-    "recurrent",
-    "norm",
-    "softmax",
-    "reduce",
-    "elementwise",
-    "gather",
-    "movement",
-    "control",
-    "quantize",
-    "sort",
-    "other",
-]
 Shape = tuple[int, ...]
-Work = tuple[float, Kind]
+#: FLOPs, kind and extents, for the kinds of `devices.work.DIMS`.
+Extent = tuple[float, Kind, Shape]
+Work = tuple[float, Kind] | Extent
 Rule = Callable[[Op, OpGraph], Work]
 
 MOVE: Work = (0.0, "movement")
@@ -43,7 +28,7 @@ class OpCount:
     `flops` [FLOP]: a multiply-add counts 2. `bytes_in`, `bytes_weights`, `bytes_out` [byte]: activations
     read, weights read at their stored width, results written. `known` is False where no rule exists or a trip
     count is not static: the bytes still count, and `unknown_report` names the operator. `dtype` is the type
-    that the arithmetic runs in.
+    that the arithmetic runs in. `dims` are the extents that `devices.work.DIMS` names, () where it names none.
     """
 
     flops: float
@@ -53,6 +38,7 @@ class OpCount:
     kind: Kind
     known: bool = True
     dtype: str = "float32"
+    dims: Shape = ()
 
     @property
     def nbytes(self) -> int:
@@ -70,6 +56,7 @@ class OpCount:
             self.kind if first else other.kind,
             self.known and other.known,
             self.dtype if first else other.dtype,
+            self.dims if first else other.dims,
         )
 
     def times(self, n: int) -> OpCount:
@@ -82,6 +69,7 @@ class OpCount:
             self.kind,
             self.known,
             self.dtype,
+            self.dims,
         )
 
 

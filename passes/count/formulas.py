@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, log2, prod
 
-from qeil_compile.passes.count.base import MOVE, Kind, Shape, Work, at, spread
+from qeil_compile.passes.count.base import MOVE, Extent, Kind, Shape, Work, at, spread
 
 DIV = 4.0
 SQRT = 4.0
@@ -72,7 +72,7 @@ SOFTMAX = 3 + EXP + DIV  # maximum, subtract, exponential, sum, divide
 INTERPOLATE = {"nearest": 0.0, "linear": 2.0, "cubic": 4.0}  # taps per axis; nearest only copies
 
 
-def matmul(a: Shape, b: Shape) -> Work:
+def matmul(a: Shape, b: Shape) -> Extent:
     """Product with the broadcasting of `numpy.matmul`; "gemv" where one side is a single row or column."""
     a = (1, *(a or (1,))) if len(a) < 2 else a
     b = (*(b or (1,)), 1) if len(b) < 2 else b
@@ -84,10 +84,10 @@ def matmul(a: Shape, b: Shape) -> Work:
     return gemm(rows, inner, cols, batch)
 
 
-def gemm(rows: int, inner: int, cols: int, batch: int = 1) -> Work:
+def gemm(rows: int, inner: int, cols: int, batch: int = 1) -> Extent:
     """`batch` products of rows x inner by inner x cols."""
     kind: Kind = "gemv" if min(rows, cols) == 1 else "gemm"
-    return 2.0 * batch * rows * inner * cols, kind
+    return 2.0 * batch * rows * inner * cols, kind, (batch, rows, cols, inner)
 
 
 def _broadcast(a: Shape, b: Shape) -> Shape:
@@ -95,14 +95,23 @@ def _broadcast(a: Shape, b: Shape) -> Shape:
     return tuple(max(at(a, i - rank), at(b, i - rank)) for i in range(rank))
 
 
-def conv(out: Shape, weight: Shape) -> Work:
+def conv(out: Shape, weight: Shape, data: Shape = ()) -> Extent:
     """Each output element sums over weight[1:], that is input channels of its group x window."""
-    return 2.0 * prod(out) * prod(weight[1:]), "conv"
+    return 2.0 * prod(out) * prod(weight[1:]), "conv", _conv_dims(out, weight, data)
 
 
-def conv_transpose(data: Shape, weight: Shape) -> Work:
+def conv_transpose(data: Shape, weight: Shape) -> Extent:
     """Each input element spreads over weight[1:], that is output channels of its group x window."""
-    return 2.0 * prod(data) * prod(weight[1:]), "conv"
+    return 2.0 * prod(data) * prod(weight[1:]), "conv", _conv_dims(data, weight, data)
+
+
+def _conv_dims(out: Shape, weight: Shape, data: Shape) -> Shape:
+    """Batch, groups, channels out, channels in per group, positions out, window, stride (of the last axis)."""
+    inner = at(weight, 1)
+    groups = max(1, at(data, 1, inner) // max(1, inner))
+    # Without padding an output of n at stride s needs at least (n - 1) s + 1 points: rounded down that is s.
+    stride = max(1, at(data, -1) // max(1, at(out, -1))) if len(data) > 2 else 1
+    return at(out, 0), groups, at(out, 1), inner, prod(out[2:]), prod(weight[2:]), stride
 
 
 def live_scores(queries: int, keys: int, offset: int | None, window: int = -1) -> int:
@@ -133,30 +142,33 @@ def attention(
     offset: int | None = None,
     window: int = -1,
     extra: float = 0.0,
-) -> Work:
+) -> Extent:
     """`heads` (batch x query heads) attentions; `extra` FLOP per score for masks, soft caps and the like."""
     live = live_scores(queries, keys, offset, window)
-    return heads * live * (2.0 * width + 2.0 * value_width + 1 + SOFTMAX + extra), "attention"
+    flops = heads * live * (2.0 * width + 2.0 * value_width + 1 + SOFTMAX + extra)
+    return flops, "attention", (heads, queries, keys, width, value_width)
 
 
-def normalise(size: int, rows: int, affine: int, *, centred: bool = True) -> Work:
+def normalise(size: int, rows: int, affine: int, *, centred: bool = True) -> Extent:
     """Layer, group and instance norm, and RMS norm when not centred; `affine` counts scale and shift.
 
     Per element: mean 1, variance 3, normalise 2 (RMS: square 1, sum 1, multiply 1). Per row: the divisions by
     the count, add epsilon, reciprocal square root.
     """
     per_row = (2 if centred else 1) * DIV + 1 + SQRT + DIV
-    return size * ((6.0 if centred else 3.0) + affine) + rows * per_row, "norm"
+    flops = size * ((6.0 if centred else 3.0) + affine) + rows * per_row
+    return flops, "norm", (rows, size // max(1, rows))
 
 
-def softmax(size: int, rows: int, *, log: bool = False) -> Work:
+def softmax(size: int, rows: int, *, log: bool = False) -> Extent:
     """Softmax over rows: per element maximum, subtract, exponential, sum, divide (logarithm: subtract)."""
-    return (size * (4 + EXP) + rows * EXP if log else size * SOFTMAX), "softmax"
+    flops = size * (4 + EXP) + rows * EXP if log else size * SOFTMAX
+    return flops, "softmax", (rows, size // max(1, rows))
 
 
-def recurrent(steps: int, products: int, states: int, cell: float) -> Work:
+def recurrent(steps: int, products: int, states: int, cell: float) -> Extent:
     """`steps` x (a multiply-add per matrix entry + `cell` FLOP per state entry); steps = time x batch."""
-    return steps * (2.0 * products + cell * states), "recurrent"
+    return steps * (2.0 * products + cell * states), "recurrent", (steps, products, states)
 
 
 #: FLOP per hidden unit and step outside the matrix products.

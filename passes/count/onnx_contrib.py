@@ -101,7 +101,7 @@ def group_query(op: Op, graph: OpGraph) -> Work:
     rows = at(query, 1)
     keys = at(present, 2) if present else rows + at(past, 2, 0)
     extra = (f.FUNCTION["tanh"] + f.DIV + 1 if op.attributes.get("softcap") else 0.0) + has(op, graph, 10)
-    flops, kind = f.attention(
+    flops, kind, extents = f.attention(
         at(query, 0) * heads,
         rows,
         keys,
@@ -112,7 +112,7 @@ def group_query(op: Op, graph: OpGraph) -> Work:
         extra=extra,
     )
     turned = at(query, 0) * rows * (heads + kv_heads) * width if int_of(op, "do_rotary") else 0
-    return flops + 3.0 * turned, kind
+    return flops + 3.0 * turned, kind, extents
 
 
 def projected_attention(op: Op, graph: OpGraph) -> Work:
@@ -123,7 +123,7 @@ def projected_attention(op: Op, graph: OpGraph) -> Work:
     width = max(1, (at(weights, -1) - value) // 2)
     past = at(ishape(op, graph, 8 if op.short_type == "QAttention" else 4), 3, 0)
     causal = int_of(op, "unidirectional") != 0
-    flops, kind = f.attention(
+    flops, kind, extents = f.attention(
         at(data, 0) * heads,
         rows,
         rows + past,
@@ -131,7 +131,7 @@ def projected_attention(op: Op, graph: OpGraph) -> Work:
         value // heads,
         offset=past if causal else None,
     )
-    return flops + 2.0 * at(data, 0) * rows * prod(weights), kind
+    return flops + 2.0 * at(data, 0) * rows * prod(weights), kind, extents
 
 
 # Norms and elementwise
@@ -168,7 +168,8 @@ def fused_conv(op: Op, graph: OpGraph) -> Work:
     """Convolution, a sum if Z is given, an activation."""
     size = osize(op, graph)
     function = f.FUNCTION.get(str_of(op, "activation", "Relu").lower(), 2.0)
-    return f.conv(oshape(op, graph), ishape(op, graph, 1))[0] + size * (function + has(op, graph, 3)), "conv"
+    flops, kind, extents = f.conv(oshape(op, graph), ishape(op, graph, 1), ishape(op, graph))
+    return flops + size * (function + has(op, graph, 3)), kind, extents
 
 
 def quantised(cost: float) -> Rule:

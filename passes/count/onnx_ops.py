@@ -54,12 +54,12 @@ def einsum(op: Op, graph: OpGraph) -> Work:
 
 
 def conv(op: Op, graph: OpGraph) -> Work:
-    return f.conv(oshape(op, graph), ishape(op, graph, 1))
+    return f.conv(oshape(op, graph), ishape(op, graph, 1), ishape(op, graph))
 
 
 def qlinear_conv(op: Op, graph: OpGraph) -> Work:
     """Inputs x, scale, zero point, w, ..."""
-    return f.conv(oshape(op, graph), ishape(op, graph, 3))
+    return f.conv(oshape(op, graph), ishape(op, graph, 3), ishape(op, graph))
 
 
 def conv_transpose(op: Op, graph: OpGraph) -> Work:

@@ -7,13 +7,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from qeil_compile.errors import TargetError
 
 from .engines import PROFILES, engine_constants
-from .profile import FLOAT_DTYPES, PROFILE_DTYPES, Coefficient, DeviceProfile, Kind, Link, Target
+from .profile import FLOAT_DTYPES, PROFILE_DTYPES, Coefficient, DeviceProfile, Efficiency, Kind, Link, Target, Thermal
 from .reader import Table, did_you_mean
+from .work import OperatorKind
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENGINES_FILE = "engines.toml"
@@ -91,8 +92,14 @@ def _device(t: Table) -> DeviceProfile:
         t_max=t.coefficient("t_max", "C", positive=True),
         efficiency_compute=t.coefficient("efficiency_compute", "1", share=True),
         efficiency_memory=t.coefficient("efficiency_memory", "1", share=True),
+        efficiencies=_efficiencies(t),
+        thermal=_thermal(t.table("thermal")) if "thermal" in t.data else None,
+        units=t.coefficient("units", "1", positive=True) if "units" in t.data else None,
+        cache_bytes=t.coefficient("cache_bytes", "B", positive=True) if "cache_bytes" in t.data else None,
+        may_spill=t.flag("may_spill"),
+        process=t.text("process") if "process" in t.data else "",
     )
-    t.close()
+    t.close(("efficiencies", "thermal", "units", "cache_bytes", "process"))
     if set(device.energy_per_flop) != set(device.peak_flops):
         raise t.error("energy_per_flop", ", ".join(device.energy_per_flop), f"{', '.join(device.peak_flops)}")
     if not set(FLOAT_DTYPES) & set(device.peak_flops):
@@ -100,6 +107,35 @@ def _device(t: Table) -> DeviceProfile:
             "peak_flops", ", ".join(device.peak_flops), f"at least one of {', '.join(FLOAT_DTYPES)}"
         )
     return device
+
+
+def _efficiencies(t: Table) -> dict[str, Efficiency]:
+    if "efficiencies" not in t.data:
+        return {}
+    inner = t.table("efficiencies")
+    found: dict[str, Efficiency] = {}
+    for kind in get_args(OperatorKind):
+        if kind in inner.data:
+            shares = inner.table(kind)
+            found[kind] = Efficiency(
+                shares.coefficient("compute", "1", share=True), shares.coefficient("memory", "1", share=True)
+            )
+            shares.close()
+    inner.close(get_args(OperatorKind))
+    return found
+
+
+def _thermal(t: Table) -> Thermal:
+    found = Thermal(
+        leakage=t.coefficient("leakage", "W"),
+        reference=t.coefficient("reference", "C"),
+        slope=t.coefficient("slope", "K"),
+        resistance=t.coefficient("resistance", "K/W", positive=True),
+        time_constant=t.coefficient("time_constant", "s", positive=True),
+        ambient=t.coefficient("ambient", "C"),
+    )
+    t.close()
+    return found
 
 
 def _engines(t: Table) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ published and nobody measured here: a guess with reasons, given in `source`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import inf
 from typing import Any, Literal
@@ -88,13 +88,42 @@ class Coefficient:
 
 
 @dataclass(frozen=True)
+class Thermal:
+    """How hot a device gets, and what it leaks then.
+
+    `leakage` [W] is the sub-threshold leakage at the temperature `reference` [C]; `slope` [K] is a in
+    `exp(a (1/T0 - 1/T))`; `resistance` [K/W] and `time_constant` [s] (R x C) describe the way from the die to the
+    `ambient` [C].
+    """
+
+    leakage: Coefficient
+    reference: Coefficient
+    slope: Coefficient
+    resistance: Coefficient
+    time_constant: Coefficient
+    ambient: Coefficient
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Attained share of the compute and of the memory roof by one kind of operator."""
+
+    compute: Coefficient
+    memory: Coefficient
+
+
+@dataclass(frozen=True)
 class DeviceProfile:
     """One physical device.
 
     `engines` are the placements that drive it, as `engine:DEVICE`. Devices with the same `pool` share one
     memory: its capacity (`memory_bytes` is the pool's) and no copy between them. `power_const` [W] is drawn
     while the device works, whatever it does; `power_idle` [W] while it waits; `tdp` [W] is the
-    limit that it sustains.
+    limit that it sustains. `efficiency_compute` and `efficiency_memory` are the shares of the roofs that kernels
+    attain; `efficiencies` replaces them for single kinds of operators (`passes.count.Kind`). `thermal` is None
+    where nothing is known: Phi is 1 then, and the report says so. `units` counts what a kernel is spread over
+    (streaming multiprocessors, cores), `cache_bytes` the last-level cache. A device that `may_spill` streams
+    what does not fit its memory over the link from the host. `process` names the semiconductor process.
     """
 
     name: str
@@ -114,6 +143,12 @@ class DeviceProfile:
     t_max: Coefficient
     efficiency_compute: Coefficient
     efficiency_memory: Coefficient
+    efficiencies: Mapping[str, Efficiency] = field(default_factory=dict)
+    thermal: Thermal | None = None
+    units: Coefficient | None = None
+    cache_bytes: Coefficient | None = None
+    may_spill: bool = False
+    process: str = ""
 
     def runs_as(self, dtype: str) -> str:
         """The dtype (short name) whose unit does the work for `dtype`; see `FALLBACK`."""
@@ -154,13 +189,14 @@ class DeviceProfile:
             value = getattr(self, f.name)
             if isinstance(value, Coefficient):
                 lines.append(f"  {f.name}: {value.as_text(sources)}")
-            elif isinstance(value, Mapping):
-                lines += [f"  {f.name}.{d}: {c.as_text(sources)}" for d, c in value.items()]
+            elif isinstance(value, Mapping | Thermal):
+                lines += [f"  {f.name}.{d}: {c.as_text(sources)}" for d, c in _flat(value)]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form, of the same shape as a `[[device]]` table in TOML."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return {k: v for k, v in values.items() if v not in (None, "", {}, False)}
 
 
 @dataclass(frozen=True)
@@ -277,9 +313,19 @@ def _no_copy(a: str, b: str, pool: str) -> Link:
     )
 
 
+def _flat(value: Any) -> list[tuple[str, Coefficient]]:
+    """Dotted name and coefficient of everything inside a table of the profile."""
+    if isinstance(value, Coefficient):
+        return [("", value)]
+    inner = value.items() if isinstance(value, Mapping) else ((f.name, getattr(value, f.name)) for f in fields(value))
+    return [(f"{k}.{name}" if name else k, c) for k, v in inner for name, c in _flat(v)]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Coefficient):
         return value.to_json()
     if isinstance(value, Mapping):
-        return {k: v.to_json() for k, v in value.items()}
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, Thermal | Efficiency):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""Micro-benchmarks of the engines on this machine, and the efficiencies fitted to them."""

@@ -1,0 +1,71 @@
+"""What a device is asked to do: the kernels of one engine, as columns.
+
+`passes.annotate` makes these tables; the time models of this package price them. Sizes follow the conventions
+of `passes.count`: a multiply-add counts 2 FLOP, bytes are those that cross the kernel's border.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+#: What kind of work an operator is; each kind has its own efficiency.
+OperatorKind = Literal[
+    "gemm",
+    "gemv",
+    "conv",
+    "attention",
+    "recurrent",
+    "norm",
+    "softmax",
+    "reduce",
+    "elementwise",
+    "gather",
+    "movement",
+    "control",
+    "quantize",
+    "sort",
+    "other",
+]
+
+#: Extent of a kernel's main operator, by kind; () where there is none. Sizes are in elements.
+DIMS: dict[str, str] = {
+    "gemm": "batch, rows, cols, inner",
+    "gemv": "batch, rows, cols, inner",
+    "conv": "batch, groups, channels out, channels in per group, positions out, window, stride",
+    "attention": "heads (batch x query heads), queries, keys, width, value width",
+    "norm": "rows, width",
+    "softmax": "rows, width",
+    "recurrent": "steps (time x batch), matrix entries, states",
+}
+
+
+@dataclass(frozen=True)
+class KernelTable:
+    """Kernels (rows) of one engine.
+
+    `kinds`, `dims` (see `DIMS`) and `dtypes` (the operator graph's names) describe the operator with most FLOPs
+    of each kernel. `flops` [FLOP], `bytes_in`, `bytes_weights` and `bytes_out` [byte] are float64[kernels];
+    `group` is int64[kernels], the group of the partition to which each kernel belongs. `types` names the main
+    operator (`Conv`, `linear`) for reports and for calibrations that tell operators apart.
+    """
+
+    kinds: tuple[str, ...]
+    dims: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    types: tuple[str, ...]
+    flops: np.ndarray
+    bytes_in: np.ndarray
+    bytes_weights: np.ndarray
+    bytes_out: np.ndarray
+    group: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def nbytes(self) -> np.ndarray:
+        """All bytes moved, float64[kernels]."""
+        return self.bytes_in + self.bytes_weights + self.bytes_out

@@ -1,0 +1,1 @@
+"""The cost model against measurements that were made elsewhere: `qeil validate`."""
