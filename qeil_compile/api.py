@@ -55,6 +55,7 @@ class Settings:
     `target` is "host", a profile's name, a TOML file, a comma list of placements of this machine
     ("openvino:CPU,torch:cpu"), or a `Target`. `objective` is latency, energy or balanced. `pins` maps a
     pattern over operator names, scopes and types to a placement. `strategies` limits the partitioner.
+    `threads` is the number of CPU threads that engines use (0: their own choice).
     `measure` runs the chosen plan against every single placement before it is accepted, where all devices are
     on this machine. `verify` refuses a plan whose outputs differ from the unpartitioned model's.
     """
@@ -67,6 +68,7 @@ class Settings:
     fuse: bool = True
     reserve: float = 0.1
     verify: bool = True
+    threads: int = 0
 
 
 def find_target(target: str | Target, found: Sequence[EngineDevice] | None = None) -> Target:
@@ -202,6 +204,7 @@ def compile_traced(traced: Traced, settings: Settings | None = None, progress: P
     candidate = front.choose(settings.objective)
     clock.lap("partition")
     compiled = lower_plan(traced, _plan(front, candidate, settings), costs, progress)
+    compiled.threads = settings.threads
     clock.lap("lower and reference run")
     compiled.start(lambda done, total: progress("start engines", done, total))
     clock.lap("start engines")
@@ -239,6 +242,7 @@ def _accept(
     singles = [c for c in front.candidates if c.strategy.startswith("single ") and c is not candidate]
     for k, single in enumerate(singles):
         rival = lower_plan(traced, _plan(front, single, settings), golden=False)
+        rival.threads = settings.threads
         try:
             rival.start()
         except BackendError:
@@ -258,7 +262,7 @@ def _accept(
         )
         executor = rivals[best].executor
         compiled = lower_plan(traced, replace(plan, notes=(*plan.notes, note)))
-        compiled.costs = front.costs.to_json()
+        compiled.costs, compiled.threads = front.costs.to_json(), settings.threads
         compiled.__dict__["executor"] = executor
     compiled.timings = timings
     return compiled

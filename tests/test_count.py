@@ -151,7 +151,7 @@ def test_depthwise_convolution_by_hand() -> None:
         weights=["w"],
     )
     assert c == OpCount(
-        2.0 * 32 * 8 * 8 * 9, 32 * 400, 32 * 36, 32 * 256, "conv", True, "float32", (1, 32, 32, 1, 64, 9, 1)
+        2.0 * 32 * 8 * 8 * 9, 32 * 400, 32 * 36, 32 * 256, "conv", True, "float32", (1, 32, 32, 1, 64, 9, 1, 8, 2)
     )
 
 

@@ -70,10 +70,16 @@ class OnnxRuntimeBackend:
         return ""
 
     def compile(
-        self, program: StageProgram, weights: Mapping[str, np.ndarray], device: str, exclusive: bool = True
+        self,
+        program: StageProgram,
+        weights: Mapping[str, np.ndarray],
+        device: str,
+        exclusive: bool = True,
+        threads: int = 0,
     ) -> Executable:
         """Compile one ONNX stage for a provider. Never falls back to another provider."""
         options = _options(device)
+        options.intra_op_num_threads = threads
         if not exclusive:
             # Waiting threads that spin would take the cores from the next stage's engine.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -114,7 +114,12 @@ class OpenVinoBackend:
         }
 
     def compile(
-        self, program: StageProgram, weights: Mapping[str, np.ndarray], device: str, exclusive: bool = True
+        self,
+        program: StageProgram,
+        weights: Mapping[str, np.ndarray],
+        device: str,
+        exclusive: bool = True,
+        threads: int = 0,
     ) -> Executable:
         """Compile a stage, or several neighbouring ones by their affinity. Weights are shared, not copied."""
         weights = _dense(weights)
@@ -122,7 +127,7 @@ class OpenVinoBackend:
         if program.affinity:
             device = _set_affinity(model, program.affinity)
         try:
-            compiled = self.core.compile_model(model, device, _config(device))
+            compiled = self.core.compile_model(model, device, _config(device, threads))
             return _Executable(compiled, device, program.inputs, weights)
         except RuntimeError as error:
             raise BackendError(f"openvino:{device}: {_line(error)}") from error
@@ -141,13 +146,14 @@ class OpenVinoBackend:
         return model
 
 
-def _config(device: str) -> dict[str, Any]:
+def _config(device: str, threads: int = 0) -> dict[str, Any]:
     """Properties of a device, or of every device of a HETERO string."""
     name, _, members = device.partition(":")
     if name == "HETERO":
-        return {"DEVICE_PROPERTIES": {member: _config(member) for member in members.split(",")}}
+        return {"DEVICE_PROPERTIES": {member: _config(member, threads) for member in members.split(",")}}
     # An NPU computes in float16 and knows no such hint.
-    return {k: v for k, v in _CONFIG.items() if not (name.startswith("NPU") and k == "INFERENCE_PRECISION_HINT")}
+    config = {k: v for k, v in _CONFIG.items() if not (name.startswith("NPU") and k == "INFERENCE_PRECISION_HINT")}
+    return config | ({"INFERENCE_NUM_THREADS": threads} if threads and name.startswith("CPU") else {})
 
 
 def _line(error: BaseException) -> str:

@@ -55,9 +55,19 @@ class TorchBackend:
         return [Support(not r, r or "") for r in reasons]
 
     def compile(
-        self, program: StageProgram, weights: Mapping[str, np.ndarray], device: str, exclusive: bool = True
+        self,
+        program: StageProgram,
+        weights: Mapping[str, np.ndarray],
+        device: str,
+        exclusive: bool = True,
+        threads: int = 0,
     ) -> Executable:
-        """Put a stage's weights on the device (shared with the arrays on the CPU) and make it callable."""
+        """Put a stage's weights on the device (shared with the arrays on the CPU) and make it callable.
+
+        torch has one pool of threads: `threads` holds for the whole process from here on.
+        """
+        if threads:
+            torch.set_num_threads(threads)
         try:
             where = torch.device(device)
             torch.empty(0, device=where)

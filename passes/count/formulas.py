@@ -106,12 +106,13 @@ def conv_transpose(data: Shape, weight: Shape) -> Extent:
 
 
 def _conv_dims(out: Shape, weight: Shape, data: Shape) -> Shape:
-    """Batch, groups, channels out, channels in per group, positions out, window, stride (of the last axis)."""
+    """The extents that `devices.work.DIMS` names for a convolution."""
     inner = at(weight, 1)
     groups = max(1, at(data, 1, inner) // max(1, inner))
     # Without padding an output of n at stride s needs at least (n - 1) s + 1 points: rounded down that is s.
     stride = max(1, at(data, -1) // max(1, at(out, -1))) if len(data) > 2 else 1
-    return at(out, 0), groups, at(out, 1), inner, prod(out[2:]), prod(weight[2:]), stride
+    width = out[-1] if len(out) > 2 else 1
+    return at(out, 0), groups, at(out, 1), inner, prod(out[2:]), prod(weight[2:]), stride, width, len(out) - 2
 
 
 def live_scores(queries: int, keys: int, offset: int | None, window: int = -1) -> int:

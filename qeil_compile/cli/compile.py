@@ -34,6 +34,7 @@ def command(
     measure: Annotated[bool, typer.Option(help="Time the plan against every single device.")] = True,
     verify: Annotated[bool, typer.Option(help="Refuse a plan that differs from the unpartitioned model.")] = True,
     fuse: Annotated[bool, typer.Option(help="Price operators that an engine fuses as one.")] = True,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of each engine; 0: its own choice.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random sample inputs.")] = 0,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON.")] = None,
@@ -44,7 +45,8 @@ def command(
     if report is not None:
         arguments.check_file(report, ".json", overwrite)
     settings = api.Settings(
-        target, objective, arguments.pins(pin or []), tuple(strategy or ()), measure, fuse, verify=verify
+        target, objective, arguments.pins(pin or []), tuple(strategy or ()), measure, fuse, verify=verify,
+        threads=threads,
     )
     workload = Workload(arguments.dimensions(dim or []))
     samples = arguments.arrays(input or [], inputs)

@@ -22,6 +22,7 @@ def command(
     output: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Write the outputs here.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing --output.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 10,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of each engine; 0: its own choice.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Run an artifact; without inputs, on the sample inputs that it holds."""
@@ -29,6 +30,7 @@ def command(
         arguments.check_file(output, ".npz", overwrite)
     given = arguments.arrays(input or [], inputs)
     compiled = api.load(artifact)
+    compiled.threads = threads
     with progress() as step:
         compiled.start(lambda done, total: step("start engines", done, total))
         values, timing = compiled.timed(given or compiled.golden.inputs, repeat)

@@ -40,6 +40,8 @@ class Compiled:
     #: Seconds of each compile step, measured.
     seconds: dict[str, float] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
+    #: CPU threads of each engine; 0 leaves the number to the engine.
+    threads: int = 0
 
     @cached_property
     def resolved(self) -> dict[str, Resolved]:
@@ -61,7 +63,7 @@ class Compiled:
     def start(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Executor:
         """Compile every unit on its engine."""
         self.__dict__["executor"] = executor = build_executor(
-            self.units, self.weight, self.resolved, self.graph.inputs, self.graph.outputs, progress
+            self.units, self.weight, self.resolved, self.graph.inputs, self.graph.outputs, progress, self.threads
         )
         return executor
 
@@ -152,7 +154,7 @@ class Compiled:
         for unit in self.units:
             if any(n not in known for n in unit.program.inputs):
                 continue
-            run = compile_unit(unit, self.weight, self.resolved)
+            run = compile_unit(unit, self.weight, self.resolved, threads=self.threads)
             found = run([known[n] for n in unit.program.inputs])
             pairs = zip(unit.program.outputs, found, strict=True)
             checked.append((unit, [compare(n, a, known[n]) for n, a in pairs if n in known]))

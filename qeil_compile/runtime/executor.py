@@ -138,15 +138,16 @@ def build_executor(
     inputs: Sequence[str],
     outputs: Sequence[str],
     progress: Progress = lambda done, total: None,
+    threads: int = 0,
 ) -> Executor:
-    """Compile every unit on its engine and wire them up. Raises `BackendError`, never falls back."""
+    """Compile every unit on its engine and wire them up; `threads` as in `Backend.compile`. Raises `BackendError`, never falls back."""
     slot = {name: i for i, name in enumerate(inputs)}
     last = {name: k for k, u in enumerate(units) for name in u.program.inputs}
     shares: dict[str, bool] = {}
     steps: list[_Step] = []
     exclusive = len({u.engine for u in units}) == 1
     for k, unit in enumerate(units):
-        run = compile_unit(unit, weights, resolved, exclusive)
+        run = compile_unit(unit, weights, resolved, exclusive, threads)
         for name in unit.program.outputs:
             slot.setdefault(name, len(slot))
             shares[name] = bool(getattr(run, "shares_outputs", False))
@@ -174,6 +175,7 @@ def compile_unit(
     weights: Callable[[str], np.ndarray],
     resolved: Mapping[str, Resolved],
     exclusive: bool = True,
+    threads: int = 0,
 ) -> Executable:
     """The unit's executable. Raises `BackendError` naming the stage."""
     places = [resolved[p] for p in unit.placements]
@@ -184,7 +186,7 @@ def compile_unit(
     arrays = {name: weights(key) for name, key in program.weights.items()}
     device = places[0].device
     try:
-        return backend(places[0].engine).compile(program, arrays, device, exclusive)
+        return backend(places[0].engine).compile(program, arrays, device, exclusive, threads)
     except (ArtifactError, TargetError):
         raise
     except QeilError as error:
