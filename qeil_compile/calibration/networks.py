@@ -7,99 +7,300 @@ them through the same count and the same fusion as the models that will be price
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-_OPSET = 20
+_OPSET = 23
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network: `kind` is the operator kind that it is for, `dtype` that of its arithmetic."""
+    """One network: `kind` is the operator kind that it is for."""
 
     name: str
     kind: str
-    dtype: str
     model: onnx.ModelProto
 
 
-class _Chain:
+class Chain:
     """Builds a model node by node; weights are random, of a fixed seed, and scaled so that values stay near 1."""
 
-    def __init__(self, *inputs: Shape) -> None:
+    def __init__(self, *inputs: Shape, dtype: type = np.float32) -> None:
+        self.dtype, self.element = dtype, helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         self.rng = np.random.default_rng(0)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
-        self.inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, s) for i, s in enumerate(inputs)]
+        self.inputs = [helper.make_tensor_value_info(f"x{i}", self.element, s) for i, s in enumerate(inputs)]
 
     def weight(self, *shape: int, fan: int = 1) -> str:
+        """A random weight with variance 1 / fan."""
         array = self.rng.standard_normal(shape, dtype=np.float32) / np.sqrt(max(1, fan), dtype=np.float32)
-        return self.constant(array)
+        return self.constant(array.astype(self.dtype))
 
     def constant(self, array: np.ndarray) -> str:
+        """A given weight."""
         name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(array, name))
+        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: object) -> str:
+        """Append an operator; the name of its first output, the others are that name with _1, _2, ..."""
         name = f"{kind.lower()}{len(self.nodes)}"
         names = [name if k == 0 else f"{name}_{k}" for k in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes))
         return name
 
-    def model(self, *outputs: str) -> onnx.ModelProto:
-        results = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs]
-        graph = helper.make_graph(self.nodes, "network", self.inputs, results, self.weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
-        return onnx.shape_inference.infer_shapes(model)
+    def network(self, name: str, kind: str, *outputs: str, element: int = 0) -> Network:
+        """The finished model with these outputs."""
+        results = [helper.make_tensor_value_info(o, element or self.element, None) for o in outputs]
+        graph = helper.make_graph(self.nodes, name.replace(" ", "_"), self.inputs, results, self.weights)
+        domains = dict.fromkeys(n.domain for n in self.nodes)
+        opsets = [helper.make_opsetid(d, 1 if d else _OPSET) for d in dict.fromkeys(["", *domains])]
+        return Network(name, kind, helper.make_model(graph, opset_imports=opsets, ir_version=11))
 
 
-def gemm(rows: int, inner: int, cols: int, repeats: int, bias: bool = True) -> Network:
-    """`repeats` pairs of products rows x inner x cols and back."""
-    chain, x = _Chain((1, rows, inner)), "x0"
+def gemm(rows: int, inner: int, cols: int, repeats: int, dtype: type = np.float32) -> Network:
+    """`repeats` pairs of products with weights and a bias: rows x inner x cols and back."""
+    chain, x = Chain((1, rows, inner), dtype=dtype), "x0"
     for _ in range(repeats):
         for a, b in ((inner, cols), (cols, inner)):
-            x = chain.node("MatMul", x, chain.weight(a, b, fan=a))
-            x = chain.node("Add", x, chain.weight(b)) if bias else x
-    return Network(f"gemm {rows}x{inner}x{cols} x{repeats}", "gemm", "float32", chain.model(x))
+            x = chain.node("Add", chain.node("MatMul", x, chain.weight(a, b, fan=a)), chain.weight(b))
+    return chain.network(f"gemm {np.dtype(dtype).name} {rows}x{inner}x{cols} x{repeats}", "gemm", x)
+
+
+def four_bits(rows: int, inner: int, cols: int, repeats: int, block: int = 32) -> Network:
+    """`repeats` pairs of products with 4-bit weights in blocks."""
+    chain, x = Chain((1, rows, inner)), "x0"
+    for _ in range(repeats):
+        for a, b in ((inner, cols), (cols, inner)):
+            packed = chain.rng.integers(0, 255, (b, a // block, block // 2), np.uint8)
+            scales = np.full(b * (a // block), 0.2 / np.sqrt(a), np.float32)
+            x = chain.node(
+                "MatMulNBits", x, chain.constant(packed), chain.constant(scales), domain="com.microsoft",
+                K=a, N=b, bits=4, block_size=block,
+            )  # fmt: skip
+    return chain.network(f"4-bit gemm {rows}x{inner}x{cols} x{repeats}", "gemm", x)
 
 
 def products(batch: int, rows: int, width: int, repeats: int) -> Network:
-    """Products of two activations, as in attention: x x^T and back, `repeats` times."""
-    chain, x = _Chain((1, batch, rows, width), (1, batch, width, rows)), "x0"
+    """Products of two activations, as in attention without a fused operator: x y and back, `repeats` times."""
+    chain, x = Chain((1, batch, rows, width), (1, batch, width, rows)), "x0"
     scale = chain.constant(np.float32(1.0 / np.sqrt(rows * width)))
     for _ in range(repeats):
-        scores = chain.node("Mul", chain.node("MatMul", x, "x1"), scale)
-        x = chain.node("MatMul", scores, x)
-    return Network(f"products {batch}x{rows}x{width} x{repeats}", "gemm", "float32", chain.model(x))
+        x = chain.node("MatMul", chain.node("Mul", chain.node("MatMul", x, "x1"), scale), x)
+    return chain.network(f"products {batch}x{rows}x{width} x{repeats}", "gemm", x)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a chain: channels out, window, stride, groups (0: depthwise)."""
+    """One convolution of a chain: channels out, window per axis, stride, groups (0: depthwise), padding or none."""
 
     channels: int
-    window: tuple[int, int]
+    window: Shape
     stride: int = 1
     groups: int = 1
+    padded: bool = True
 
 
 def convolutions(name: str, shape: Shape, layers: Sequence[Layer], repeats: int = 1) -> Network:
-    """The layers one after another with ReLUs, `repeats` times; shape is [channels, height, width]."""
-    chain, x, channels = _Chain((1, *shape)), "x0", shape[0]
-    for layer in layers * repeats:
+    """The layers one after another with ReLUs, `repeats` times; shape is channels, then the spatial axes."""
+    chain, x, channels = Chain((1, *shape)), "x0", shape[0]
+    for layer in [*layers] * repeats:
         groups = layer.groups or channels
-        fan = channels // groups * layer.window[0] * layer.window[1]
+        fan = channels // groups * int(np.prod(layer.window))
         weight = chain.weight(layer.channels, channels // groups, *layer.window, fan=fan)
-        h, w = (k // 2 for k in layer.window)
+        pads = [k // 2 if layer.padded else 0 for k in layer.window] * 2
         x = chain.node(
             "Conv", x, weight, chain.weight(layer.channels), group=groups, kernel_shape=list(layer.window),
-            strides=[layer.stride] * 2, pads=[h, w, h, w],
+            strides=[layer.stride] * len(layer.window), pads=pads,
         )  # fmt: skip
         x, channels = chain.node("Relu", x), layer.channels
-    return Network(f"conv {name} {'x'.join(map(str, shape))} x{repeats}", "conv", "float32", chain.model(x))
+    return chain.network(f"conv {name} on {'x'.join(map(str, shape))} x{repeats}", "conv", x)
+
+
+def attention(heads: int, queries: int, keys: int, width: int, repeats: int) -> Network:
+    """Fused attention over keys and values that are inputs, as in decoding with a cache."""
+    chain, x = Chain((1, heads, queries, width), (1, heads, keys, width), (1, heads, keys, width)), "x0"
+    for _ in range(repeats):
+        x = chain.node("Attention", x, "x1", "x2", is_causal=int(queries == keys))
+    return chain.network(f"attention {heads}x{queries}x{keys}x{width} x{repeats}", "attention", x)
+
+
+def recurrent(kind: str, steps: int, width: int, repeats: int) -> Network:
+    """LSTM or GRU layers with as many states as inputs."""
+    chain, x, gates = Chain((steps, 1, width)), "x0", 4 if kind == "LSTM" else 3
+    for _ in range(repeats):
+        w, r = (chain.weight(1, gates * width, width, fan=width) for _ in range(2))
+        y = chain.node(kind, x, w, r, hidden_size=width)
+        x = chain.node("Squeeze", y, chain.constant(np.array([1], np.int64)))
+    return chain.network(f"{kind} {steps}x{width} x{repeats}", "recurrent", x)
+
+
+#: Element-wise operators of one input, as (operator, attributes).
+UNARY = ("Sigmoid", "Tanh", "Exp", "Erf", "Gelu", "Sqrt", "Abs", "HardSwish", "Softplus")
+#: Element-wise operators of two inputs of one shape.
+BINARY = ("Add", "Mul", "Div", "Pow", "Max")
+
+
+def elementwise(kind: str, size: int, repeats: int) -> Network:
+    """A chain of one element-wise operator over `size` numbers."""
+    binary = kind in BINARY
+    chain, x = Chain(*[(1, size)] * (1 + binary)), "x0"
+    for _ in range(repeats):
+        x = chain.node(kind, x, *(["x1"] if binary else []))
+    return chain.network(f"{kind} {size} x{repeats}", "elementwise", x)
+
+
+def rowwise(kind: str, rows: int, width: int, repeats: int) -> Network:
+    """A chain of Softmax, LayerNormalization or RMSNormalization over rows."""
+    chain, x = Chain((1, rows, width)), "x0"
+    for _ in range(repeats):
+        scale = [] if kind == "Softmax" else [chain.weight(width)]
+        bias = [chain.weight(width)] if kind == "LayerNormalization" else []
+        x = chain.node(kind, x, *scale, *bias, axis=-1)
+    return chain.network(f"{kind} {rows}x{width} x{repeats}", "softmax" if kind == "Softmax" else "norm", x)
+
+
+def movement(kind: str, size: int, repeats: int) -> Network:
+    """A chain of copies: transposes, slices with concatenations, pads, gathers of rows, casts."""
+    rows, width = max(4, size // 256), 256
+    chain, x = Chain((1, 4, rows // 4, width)), "x0"
+
+    def ints(*values: int) -> str:
+        return chain.constant(np.array(values, np.int64))
+
+    for _ in range(repeats):
+        if kind == "Transpose":
+            x = chain.node("Transpose", x, perm=[0, 2, 1, 3])
+        elif kind == "Squeeze":
+            x = chain.node("Unsqueeze", chain.node("Squeeze", x, ints(0)), ints(0))
+        elif kind == "Concat":
+            half = chain.node("Slice", x, ints(0), ints(width // 2), ints(3))
+            x = chain.node("Concat", half, half, axis=3)
+        elif kind == "Split":
+            half = chain.node("Split", x, axis=3, num_outputs=2, outputs=2)
+            x = chain.node("Concat", f"{half}_1", half, axis=3)
+        elif kind == "Pad":
+            x = chain.node("Pad", x, ints(0, 0, 0, 0, 0, 0, 0, 8))
+            x = chain.node("Slice", x, ints(8), ints(width + 8), ints(3))
+        elif kind == "Gather":
+            x = chain.node("Gather", x, ints(*chain.rng.permutation(rows // 4)), axis=2)
+    return chain.network(f"{kind} {size} x{repeats}", "movement", x)
+
+
+def reduction(kind: str, rows: int, width: int, axis: int, repeats: int) -> Network:
+    """A chain of reductions over one axis, each taken off its input."""
+    chain, x = Chain((1, rows, width)), "x0"
+    axes = chain.constant(np.array([axis], np.int64))
+    for _ in range(repeats):
+        x = chain.node("Sub", x, chain.node(kind, x, axes, keepdims=1))
+    return chain.network(f"{kind} {rows}x{width} axis {axis} x{repeats}", "reduce", x)
+
+
+def pooling(kind: str, channels: int, side: int, repeats: int) -> Network:
+    """A chain of 3 x 3 pools of stride 1."""
+    chain, x = Chain((1, channels, side, side)), "x0"
+    for _ in range(repeats):
+        x = chain.node(kind, x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    return chain.network(f"{kind} {channels}x{side} x{repeats}", "reduce", x)
+
+
+def suite() -> list[Network]:
+    """Every network of a calibration, in no order of importance."""
+    return [*_products(), *_convolutions(), *_others()]
+
+
+def _products() -> list[Network]:
+    found = [
+        gemm(rows, inner, cols, _repeats(4.0 * rows * inner * cols, 8.0 * inner * cols))
+        for rows in (1, 4, 16, 64, 128, 384)
+        for inner, cols in ((64, 64), (128, 128), (256, 256), (128, 512), (256, 1024), (512, 512), (768, 768))
+    ]
+    # Weights that no cache holds.
+    found += [gemm(1, 1024, 4096, n) for n in (1, 2, 4)] + [gemm(1, 768, 3072, 8), gemm(1, 640, 16384, 1)]
+    found += [gemm(8, 768, 3072, 4), gemm(32, 1024, 2048, 4), gemm(96, 768, 3072, 1), gemm(64, 512, 8192, 1)]
+    found += [gemm(16, 256, 256, 2, np.float16), gemm(1, 256, 1024, 2, np.float16)]
+    found += [four_bits(1, 768, 3072, 4), four_bits(16, 768, 768, 2), four_bits(1, 256, 256, 8)]
+    sizes = ((12, 1, 64), (12, 16, 64), (8, 64, 64), (12, 128, 64), (4, 256, 64), (8, 32, 32), (16, 64, 128))
+    return found + [products(*s, repeats=4) for s in sizes]
+
+
+def _repeats(flops: float, nbytes: float) -> int:
+    """So many that one call takes about a millisecond on a core of 100 GFLOP/s, from 1 to 16."""
+    return int(np.clip(1e-3 / (flops / 1e11 + nbytes / 3e10), 1, 16))
+
+
+def _convolutions() -> list[Network]:
+    found = []
+    for channels, side in (
+        (16, 112), (32, 112), (16, 56), (32, 56), (64, 56), (32, 28), (64, 28), (128, 28), (64, 14), (128, 14),
+        (256, 14), (128, 7), (256, 7), (512, 7), (24, 56), (96, 14), (12, 28), (8, 28),
+    ):  # fmt: skip
+        work = 2.0 * channels * channels * side * side
+        shape = (channels, side, side)
+        found.append(convolutions("1x1", shape, [Layer(channels, (1, 1))], _repeats(work, 0)))
+        if work < 1e8:
+            found.append(convolutions("3x3", shape, [Layer(channels, (3, 3))], min(8, _repeats(9 * work, 0))))
+        if channels in (16, 32, 64, 128, 256, 512, 96):
+            found.append(convolutions("depthwise 3x3", shape, [Layer(channels, (3, 3), groups=0)], 8))
+    for narrow, wide, side in ((16, 64, 56), (64, 256, 28), (128, 512, 14), (512, 2048, 7), (64, 8, 30), (256, 6, 10)):
+        pair = [Layer(wide, (1, 1)), Layer(narrow, (1, 1))]
+        found.append(convolutions(f"1x1 to {wide}", (narrow, side, side), pair, 2))
+    for first in (16, 32, 64):
+        pyramid = [Layer(first * 2**i, (3, 3), 2) for i in range(4)]
+        found.append(convolutions(f"3x3 pyramid {first}", (3, 160, 160), pyramid))
+        found.append(convolutions(f"7x7 to {first}", (3, 160, 160), [Layer(first, (7, 7), 2)]))
+        deep = [Layer(first, (3, 3), 2, 0)] * 3
+        found.append(convolutions(f"depthwise pyramid {first}", (first, 112, 112), deep))
+        down = [Layer(first * 2 ** (i + 1), (1, 1), 2) for i in range(3)]
+        found.append(convolutions(f"1x1 pyramid {first}", (first, 112, 112), down))
+    found.append(convolutions("depthwise 5x5", (64, 28, 28), [Layer(64, (5, 5), groups=0)], 8))
+    # Weights that no cache holds.
+    found.append(convolutions("3x3", (512, 7, 7), [Layer(512, (3, 3))], 8))
+    found.append(convolutions("1x1 to 2048", (512, 4, 4), [Layer(2048, (1, 1)), Layer(512, (1, 1))], 8))
+    lines = ((64, 128, 3), (128, 32, 3), (128, 4, 3), (64, 2, 3), (128, 1, 3), (64, 8, 9), (256, 64, 5), (64, 256, 9))
+    for channels, length, window in lines:
+        found.append(convolutions(f"1-D {window}", (channels, length), [Layer(channels, (window,))], 4))
+    for narrow, wide, length, window in ((128, 256, 4, 3), (16, 128, 4, 1), (1, 128, 256, 128)):
+        pair = [Layer(wide, (window,), padded=window < length), Layer(narrow, (1,))]
+        found.append(convolutions(f"1-D {window} to {wide}", (narrow, length), pair, 2 if window < length else 1))
+    for channels, length, window in ((64, 128, 3), (128, 256, 5), (256, 256, 3)):
+        layer = Layer(channels, (window, 1), padded=False)
+        found.append(convolutions(f"{window}x1", (channels, length, 1), [layer], 3))
+    return found
+
+
+def _others() -> list[Network]:
+    found = [elementwise(k, size, 8) for k in (*UNARY, *BINARY) for size in (64, 16384, 524288)]
+    found += [elementwise("Add", size, 4) for size in (4096, 131072, 4194304)]
+    # Next to nothing to compute, once and often: what a call and a kernel cost.
+    found += [rowwise("Softmax", 1, 8, n) for n in (1, 32)] + [movement("Squeeze", 256, n) for n in (1, 16)]
+    kinds = ("Softmax", "LayerNormalization", "RMSNormalization")
+    found += [rowwise(k, *shape, repeats=4) for k in kinds for shape in ((1, 512), (64, 128), (128, 768), (2048, 64))]
+    found += [rowwise("Softmax", rows, width, 4) for rows, width in ((4096, 2), (1536, 128), (12, 256))]
+    found += [
+        movement(k, n, 4) for k in ("Transpose", "Concat", "Split", "Pad", "Gather") for n in (1024, 65536, 524288)
+    ]
+    found += [
+        reduction(k, *shape, repeats=4)
+        for k in ("ReduceSum", "ReduceMean", "ReduceMax")
+        for shape in ((128, 256, 2), (256, 128, 1), (4, 16, 2), (1024, 512, 2))
+    ]
+    found += [pooling(k, c, s, 4) for k in ("MaxPool", "AveragePool") for c, s in ((16, 56), (64, 28), (256, 7))]
+    sizes = (
+        (12, 128, 128, 64),
+        (12, 1, 128, 64),
+        (8, 64, 64, 32),
+        (8, 1, 1024, 64),
+        (4, 256, 256, 64),
+        (12, 16, 16, 64),
+    )
+    found += [attention(*s, repeats=2) for s in sizes]
+    return found + [
+        recurrent(k, steps, width, 2) for k in ("LSTM", "GRU") for steps, width in ((1, 128), (16, 64), (32, 256))
+    ]

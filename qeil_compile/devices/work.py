@@ -34,7 +34,7 @@ OperatorKind = Literal[
 DIMS: dict[str, str] = {
     "gemm": "batch, rows, cols, inner",
     "gemv": "batch, rows, cols, inner",
-    "conv": "batch, groups, channels out, channels in per group, positions out, window, stride, width out, spatial axes",
+    "conv": "batch, groups, channels out, channels in per group, positions out, window, stride, width out, axes",
     "attention": "heads (batch x query heads), queries, keys, width, value width",
     "norm": "rows, width",
     "softmax": "rows, width",

@@ -140,7 +140,10 @@ def build_executor(
     progress: Progress = lambda done, total: None,
     threads: int = 0,
 ) -> Executor:
-    """Compile every unit on its engine and wire them up; `threads` as in `Backend.compile`. Raises `BackendError`, never falls back."""
+    """Compile every unit on its engine and wire them up; `threads` as in `Backend.compile`.
+
+    Raises `BackendError`, never falls back.
+    """
     slot = {name: i for i, name in enumerate(inputs)}
     last = {name: k for k, u in enumerate(units) for name in u.program.inputs}
     shares: dict[str, bool] = {}

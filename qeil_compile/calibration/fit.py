@@ -1,0 +1,186 @@
+"""Fit the parameters of `devices.calibrated` to the times of whole networks.
+
+Every parameter is positive and fitted as its logarithm, with a weak prior around what a processor of this rate
+would do: what the networks do not decide stays there. Residuals are relative (logarithms of time), and heavy tails
+count little (soft L1), because a shared machine spoils some measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from qeil_compile.devices.calibrated import (
+    FEATURES,
+    PARAMETERS,
+    Calibration,
+    Memory,
+    Residuals,
+    Rows,
+    kernel_seconds,
+    kernel_slopes,
+)
+
+#: Families whose shapes vary in several directions keep residuals.
+_SHAPED = ("gemm", "conv")
+#: How far the logarithm of a parameter may stray from its prior (standard deviation), in the order of `PARAMETERS`.
+_STRAY = np.array([1.5, 2.0, 0.7, 0.35, *[1.5] * FEATURES])
+#: The family whose memory roof defines the bandwidths: its scale is 1.
+_REFERENCE = "gemm"
+#: What a measurement is believed to be wrong by, as a share: noise, and what no smooth form can say.
+_ERROR = 0.05
+_HEAD_STRAY = (1.0, 1.0, 1.0, 0.7)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network: its kernels, and the median over the rounds of its time for one call [s]."""
+
+    name: str
+    rows: Rows
+    seconds: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Entry [s], memory levels, parameters by family, residuals, and relative errors by family."""
+
+    entry: float
+    memory: Memory
+    families: Mapping[str, tuple[float, ...]]
+    residuals: Mapping[str, Residuals]
+    spread: Mapping[str, float]
+
+
+class _Problem:
+    """Parameters as one vector of logarithms: entry, memory (3), then a block per family."""
+
+    def __init__(self, samples: Sequence[Sample], cache_bytes: float) -> None:
+        self.samples = samples
+        self.names = sorted({f for s in samples for f in s.rows.families})
+        place = {f: i for i, f in enumerate(self.names)}
+        self.rows, self.sample, self.count = _merged([s.rows for s in samples])
+        self.family = np.array([place[f] for f in self.rows.families])
+        self.measured = np.array([s.seconds for s in samples])
+        flops = np.bincount(self.sample, self.rows.flops * self.count, minlength=len(samples))
+        self.prior, self.stray = self._priors(float(np.max(flops / self.measured)), cache_bytes)
+
+    def _priors(self, rate: float, cache_bytes: float) -> tuple[np.ndarray, np.ndarray]:
+        head = [8e-6, 5e10, 2e10, max(cache_bytes, 1e6) / 2]
+        values, stray = [*head], [*_HEAD_STRAY]
+        for name in self.names:
+            shaped = name.startswith(_SHAPED)
+            values += [5e-7, 1e-9, rate if shaped else rate / 4, 1.0, *[1.0] * FEATURES]
+            own = _STRAY.copy()
+            own[3] = 1e-3 if name == _REFERENCE else own[3]
+            own[2] = own[2] if shaped else 2.0
+            stray += own.tolist()
+        return np.log(values), np.array(stray)
+
+    def unpack(self, logs: np.ndarray) -> tuple[float, Memory, np.ndarray]:
+        values = np.exp(logs)
+        memory = Memory(float(values[1]), float(values[2]), float(values[3]))
+        return float(values[0]), memory, values[4:].reshape(len(self.names), len(PARAMETERS))
+
+    def by_sample(self, seconds: np.ndarray) -> np.ndarray:
+        """Sum over the kernels of each network."""
+        return np.bincount(self.sample, seconds * self.count, minlength=len(self.samples))
+
+    def totals(self, logs: np.ndarray) -> np.ndarray:
+        entry, memory, table = self.unpack(logs)
+        return entry + self.by_sample(kernel_seconds(self.rows, table[self.family], memory))
+
+    def residuals(self, logs: np.ndarray) -> np.ndarray:
+        """Relative errors of the networks, then distances from the priors, both in standard deviations."""
+        return np.concatenate([
+            np.log(self.totals(logs) / self.measured) / _ERROR, (logs - self.prior) / self.stray,
+        ])  # fmt: skip
+
+    def jacobian(self, logs: np.ndarray) -> np.ndarray:
+        """Derivatives of `residuals`."""
+        entry, memory, table = self.unpack(logs)
+        slopes = kernel_slopes(self.rows, table[self.family], memory)
+        columns = np.zeros((len(self.samples), len(logs)))
+        columns[:, 0] = entry
+        for k in range(3):
+            columns[:, 1 + k] = self.by_sample(slopes[:, k])
+        where = 4 + self.family[:, None] * len(PARAMETERS) + np.arange(len(PARAMETERS))
+        np.add.at(columns, (self.sample[:, None], where), slopes[:, 3:] * self.count[:, None])
+        return np.concatenate([columns / self.totals(logs)[:, None] / _ERROR, np.diag(1.0 / self.stray)])
+
+
+def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
+    """Equal kernels of one network as one row, with the network of each row and how many it stands for."""
+    seen: dict[tuple[object, ...], int] = {}
+    keep: list[tuple[int, int]] = []
+    count: list[float] = []
+    for s, rows in enumerate(tables):
+        for i, family in enumerate(rows.families):
+            numbers = (rows.flops[i], rows.weights[i], rows.activations[i], rows.units[i], *rows.features[i])
+            key = (s, family, *numbers)
+            if key in seen:
+                count[seen[key]] += 1
+            else:
+                seen[key] = len(keep)
+                keep.append((s, i))
+                count.append(1.0)
+    picked = [np.array([i for t, i in keep if t == s], dtype=int) for s in range(len(tables))]
+    merged = Rows(
+        tuple(tables[s].families[i] for s, i in keep),
+        *(
+            np.concatenate([getattr(t, n)[p] for t, p in zip(tables, picked, strict=True)])
+            for n in ("flops", "weights", "activations", "total", "units")
+        ),
+        np.concatenate([t.features[p] for t, p in zip(tables, picked, strict=True)]),
+    )
+    return merged, np.array([s for s, _ in keep]), np.array(count)
+
+
+def fit(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
+    """Parameters for these networks; `cache_bytes` is the last-level cache of the device (0: not known)."""
+    problem = _Problem(samples, cache_bytes)
+    found = least_squares(problem.residuals, problem.prior, problem.jacobian, loss="soft_l1", tr_solver="lsmr", max_nfev=100)
+    entry, memory, table = problem.unpack(found.x)
+    error = np.log(problem.measured / problem.totals(found.x))
+    main = _main_family(problem, found.x)
+    families = {f: tuple(float(v) for v in table[i]) for i, f in enumerate(problem.names)}
+    residuals = {
+        f: _residuals(problem, error, main, i)
+        for i, f in enumerate(problem.names)
+        if f.startswith(_SHAPED) and (main == i).sum() > 2
+    }
+    spread = {f: float(np.median(np.abs(error[main == i]))) for i, f in enumerate(problem.names) if (main == i).any()}
+    return Fitted(entry, memory, families, residuals, spread)
+
+
+def _main_family(problem: _Problem, logs: np.ndarray) -> np.ndarray:
+    """The family that takes most of each network's time, -1 where none takes two thirds."""
+    _, memory, table = problem.unpack(logs)
+    seconds = kernel_seconds(problem.rows, table[problem.family], memory) * problem.count
+    shares = np.zeros((len(problem.samples), len(problem.names)))
+    np.add.at(shares, (problem.sample, problem.family), seconds)
+    return np.where(shares.max(axis=1) > 2 / 3 * shares.sum(axis=1), shares.argmax(axis=1), -1)
+
+
+def _residuals(problem: _Problem, error: np.ndarray, main: np.ndarray, family: int) -> Residuals:
+    """One point for each different kernel of the family's own networks."""
+    mine = (problem.family == family) & (main[problem.sample] == family)
+    features, values = problem.rows.features[mine], error[problem.sample[mine]]
+    unique, inverse = np.unique(features, axis=0, return_inverse=True)
+    inverse = inverse.ravel()
+    means = np.bincount(inverse, values) / np.bincount(inverse)
+    return Residuals.fit(unique, means)
+
+
+def calibration(
+    fitted: Fitted, engine: str, device: str, threads: int, version: str, missing: Mapping[str, str]
+) -> Calibration:
+    """The fit with what it belongs to."""
+    return Calibration(
+        engine, device, threads, version, fitted.entry, fitted.memory, fitted.families, fitted.residuals,
+        fitted.spread, dict(missing),
+    )  # fmt: skip

@@ -1,0 +1,263 @@
+"""Kernel times from a calibration of this machine: one engine and device at one number of threads.
+
+    t = launch + units x per_unit + ( (W / (P e))^p + M^p )^(1/p)
+    e = prod_i d_i / (d_i + h_i)                     share of the rate P that extents d allow
+    M = scale x ( Q_w / B(Q_model) + Q_a / B(Q_a) )  weights and activations from cache or memory
+    B(Q)^-1 = (1 - m) / B_cache + m / B_memory,  m = 1 / (1 + (C / Q)^4)
+
+A roofline whose corner is rounded (p = 3: neither roof is reached where they meet), whose compute roof falls off for
+small extents (tiles, vector lanes and the fill of a pipeline leave a share h / (d + h) idle), and whose memory roof
+knows two levels. Q_w counts against the bytes of all kernels of the table: weights that a run does not find in the
+cache are those that do not fit it beside all others. What the smooth form misses at measured shapes is kept as a
+residual: a Gaussian process over log extents, which fades to nothing away from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .work import KernelTable
+
+#: Extents beyond which an operator runs at its rate; a family has as many fall-off lengths h.
+FEATURES = 5
+POWER = 3.0
+#: Parameters of a family that are fitted, all positive: seconds, FLOP/s, 1, lengths.
+PARAMETERS = ("launch", "per_unit", "rate", "scale", *(f"h{i}" for i in range(FEATURES)))
+#: Length scale of the residuals over ln(extent), and the share of a residual that repeats at its own shape.
+_LENGTH, _TRUST = 0.9, 0.8
+
+
+def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: float) -> str:
+    """Kernels of one family share parameters: `conv depthwise`, `gemm`, `elementwise Tanh`, ..."""
+    wide = "" if dtype in ("float32", "float64", "int64", "int32", "bool") else f" {dtype}"
+    if kind in ("gemm", "gemv"):
+        return f"gemm{wide}" if weights > 0 else f"gemm of activations{wide}"
+    if kind == "conv" and len(dims) == 9:
+        _, groups, _, inner, _, window, _, _, axes = dims
+        form = "depthwise" if inner == 1 and groups > 1 else "pointwise" if window == 1 else "dense"
+        return f"conv {form}{' 1-D' if axes == 1 else ''}{wide}"
+    if kind in ("attention", "recurrent"):
+        return f"{kind} {type_}{wide}"
+    return f"{kind} {type_}"
+
+
+def extents(kind: str, dims: Sequence[int], flops: float) -> tuple[float, tuple[float, ...]]:
+    """Units of work that each cost a little, and the extents that decide how much of the rate is reached."""
+    if kind in ("gemm", "gemv") and len(dims) == 4:
+        batch, rows, cols, inner = dims
+        return batch, (rows, cols, inner, flops)
+    if kind == "conv" and len(dims) == 9:
+        batch, groups, out, inner, positions, window, stride, width, _ = dims
+        if inner == 1 and groups > 1:
+            return out, (batch * positions, groups, width, flops, 1.0 / stride)
+        return 0, (batch * positions, out / groups, inner * window, flops, width)
+    if kind == "attention" and len(dims) == 5:
+        heads, queries, keys, width, _ = dims
+        return heads, (queries, keys, width, flops)
+    if kind == "recurrent" and len(dims) == 3:
+        steps, _, states = dims
+        return steps, (states, flops)
+    if kind in ("norm", "softmax") and len(dims) == 2:
+        return dims[0], (dims[1], flops)
+    return 0, (flops,)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Kernels as the model sees them: float64 columns, features [kernels, FEATURES] padded with infinity."""
+
+    families: tuple[str, ...]
+    flops: np.ndarray
+    weights: np.ndarray
+    activations: np.ndarray
+    total: np.ndarray
+    units: np.ndarray
+    features: np.ndarray
+
+    @staticmethod
+    def of(kernels: KernelTable) -> Rows:
+        """From a table whose kernels run on one device, one after another."""
+        n = len(kernels)
+        features, units = np.full((n, FEATURES), np.inf), np.zeros(n)
+        families = []
+        for i, (kind, type_, dims, dtype) in enumerate(
+            zip(kernels.kinds, kernels.types, kernels.dims, kernels.dtypes, strict=True)
+        ):
+            families.append(family_of(kind, type_, dims, dtype, kernels.bytes_weights[i]))
+            units[i], found = extents(kind, dims, float(kernels.flops[i]))
+            features[i, : len(found)] = np.maximum(found, 1e-6)
+        total = np.full(n, float(kernels.bytes_weights.sum()))
+        activations = kernels.bytes_in + kernels.bytes_out
+        return Rows(tuple(families), kernels.flops, kernels.bytes_weights, activations, total, units, features)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Two levels: bandwidths [B/s] of the cache and of the memory, and the capacity [B] where one becomes the other."""
+
+    cache: float
+    memory: float
+    capacity: float
+
+    def seconds(self, nbytes: np.ndarray, working_set: np.ndarray) -> np.ndarray:
+        """Time to move `nbytes` that belong to a working set [B], float64."""
+        with np.errstate(divide="ignore"):
+            missed = 1.0 / (1.0 + (self.capacity / np.maximum(working_set, 1.0)) ** 4)
+        return nbytes * ((1.0 - missed) / self.cache + missed / self.memory)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The parts of the formula at the top, float64[kernels], and h / (d + h) as `idle` [kernels, FEATURES]."""
+
+    compute: np.ndarray
+    moved: np.ndarray
+    work: np.ndarray
+    idle: np.ndarray
+
+
+def _terms(rows: Rows, parameters: np.ndarray, memory: Memory) -> _Terms:
+    idle = parameters[:, 4:] / (rows.features + parameters[:, 4:])
+    compute = rows.flops / (parameters[:, 2] * (1.0 - idle).prod(axis=1))
+    moved = parameters[:, 3] * (
+        memory.seconds(rows.weights, rows.total) + memory.seconds(rows.activations, rows.activations)
+    )
+    return _Terms(compute, moved, (compute**POWER + moved**POWER) ** (1.0 / POWER), idle)
+
+
+def kernel_seconds(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.ndarray:
+    """The formula above, float64[kernels]; `parameters` is [kernels, PARAMETERS]."""
+    return parameters[:, 0] + rows.units * parameters[:, 1] + _terms(rows, parameters, memory).work
+
+
+def kernel_slopes(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.ndarray:
+    """d seconds / d ln of the three memory parameters, then of `PARAMETERS`: float64[kernels, 3 + PARAMETERS]."""
+    t = _terms(rows, parameters, memory)
+    # Where there is neither work nor traffic both shares are 0.
+    scale = np.maximum(t.work, 1e-30) ** (1.0 - POWER)
+    by_compute, by_moved = t.compute**POWER * scale, t.moved**POWER * scale
+    slopes = [by_moved * d for d in _memory_slopes(rows, parameters[:, 3], memory, t.moved)]
+    slopes += [parameters[:, 0], rows.units * parameters[:, 1], -by_compute, by_moved]
+    return np.stack([*slopes, *(by_compute[:, None] * t.idle).T], axis=1)
+
+
+def _memory_slopes(rows: Rows, scale: np.ndarray, memory: Memory, moved: np.ndarray) -> list[np.ndarray]:
+    """d ln moved / d ln of each memory parameter, by a small step: three numbers are not worth a formula."""
+    step, found = 1e-5, []
+    for name in ("cache", "memory", "capacity"):
+        other = replace(memory, **{name: getattr(memory, name) * (1.0 + step)})
+        changed = scale * (
+            other.seconds(rows.weights, rows.total) + other.seconds(rows.activations, rows.activations)
+        )
+        found.append((changed / np.maximum(moved, 1e-30) - (moved > 0)) / step)
+    return found
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """ln(measured / model) at measured extents: `points` [n, FEATURES] in ln, `weights` [n]."""
+
+    points: np.ndarray
+    weights: np.ndarray
+
+    @staticmethod
+    def fit(features: np.ndarray, values: np.ndarray) -> Residuals:
+        """Gaussian-process weights for residuals at these features."""
+        points = _logs(features)
+        kernel = _kernel(points, points)
+        noise = np.eye(len(points)) * (1.0 / _TRUST - 1.0)
+        return Residuals(points, np.linalg.solve(kernel + noise, values))
+
+    def at(self, features: np.ndarray) -> np.ndarray:
+        """Expected residuals, float64[kernels]."""
+        return _kernel(_logs(features), self.points) @ self.weights
+
+
+def _logs(features: np.ndarray) -> np.ndarray:
+    return np.log(np.where(np.isinf(features), 1.0, features))
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
+    return np.exp(-squares / (2.0 * _LENGTH**2))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured of one engine and device at one number of threads.
+
+    `entry` [s] is what a call of a stage costs, `families` maps a family to its parameters in the order of
+    `PARAMETERS`, `spread` to the relative error that the fit leaves on its own measurements, `missing` says what could
+    not be fitted and why.
+    """
+
+    engine: str
+    device: str
+    threads: int
+    version: str
+    entry: float
+    memory: Memory
+    families: Mapping[str, tuple[float, ...]]
+    residuals: Mapping[str, Residuals] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def seconds(self, kernels: KernelTable) -> np.ndarray:
+        """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
+        if not len(kernels):
+            return np.zeros(0)
+        rows = Rows.of(kernels)
+        table = {name: np.array(self._parameters(name)) for name in dict.fromkeys(rows.families)}
+        found = kernel_seconds(rows, np.array([table[f] for f in rows.families]), self.memory)
+        for name, residuals in self.residuals.items():
+            mine = np.array([f == name for f in rows.families])
+            if mine.any():
+                found[mine] *= np.exp(residuals.at(rows.features[mine]))
+        return found
+
+    def _parameters(self, name: str) -> tuple[float, ...]:
+        if name in self.families:
+            return self.families[name]
+        kind = name.split(" ", maxsplit=1)[0]
+        alike = [p for f, p in self.families.items() if f.split(" ", maxsplit=1)[0] == kind]
+        return tuple(np.exp(np.median(np.log(alike or list(self.families.values())), axis=0)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Stable JSON form, read back by `from_json`."""
+        return {
+            "engine": self.engine,
+            "device": self.device,
+            "threads": self.threads,
+            "version": self.version,
+            "entry": self.entry,
+            "memory": [self.memory.cache, self.memory.memory, self.memory.capacity],
+            "families": {f: dict(zip(PARAMETERS, p, strict=True)) for f, p in self.families.items()},
+            "residuals": {
+                f: {"points": r.points.tolist(), "weights": r.weights.tolist()} for f, r in self.residuals.items()
+            },
+            "spread": dict(self.spread),
+            "missing": dict(self.missing),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Calibration:
+        """Rebuild. Raises `KeyError`, `TypeError` or `ValueError` on anything else."""
+        return Calibration(
+            str(data["engine"]),
+            str(data["device"]),
+            int(data["threads"]),
+            str(data["version"]),
+            float(data["entry"]),
+            Memory(*(float(v) for v in data["memory"])),
+            {f: tuple(float(p[n]) for n in PARAMETERS) for f, p in data["families"].items()},
+            {
+                f: Residuals(np.array(r["points"], dtype=float), np.array(r["weights"], dtype=float))
+                for f, r in data["residuals"].items()
+            },
+            {f: float(v) for f, v in data["spread"].items()},
+            {f: str(v) for f, v in data["missing"].items()},
+        )
