@@ -1,0 +1,150 @@
+"""What an engine really runs: its kernels, each as the operators of the traced graph that it covers.
+
+ONNX Runtime saves the graph that it runs and its profile names every node that ran; a node covers what lies between
+the tensors that it reads and writes. OpenVINO's profile says which nodes of its runtime model ran, and each
+node there names the layers that it was made of.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import openvino as ov
+
+from qeil_compile.backends import backend
+from qeil_compile.backends.onnx_tools import whole_program
+from qeil_compile.frontends import Traced
+from qeil_compile.ir import OpGraph
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One kernel that an engine ran: the engine's own type and name, and indices into `OpGraph.ops`."""
+
+    type: str
+    name: str
+    ops: frozenset[int]
+
+
+def kernels_of(traced: Traced, engine: str) -> list[Ran]:
+    """The kernels of one run of the whole model on the CPU device of `engine`, in the engine's order."""
+    return {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](traced)
+
+
+def _owners(graph: OpGraph, model: onnx.ModelProto) -> dict[str, int]:
+    """ONNX node name -> operator of the graph; a node that writes no tensor of it belongs to its reader's."""
+    owner: dict[str, int] = {}
+    reader: dict[str, int] = {}
+    for node in reversed(model.graph.node):
+        known = [graph.producer[o] for o in node.output if o in graph.producer]
+        known += [reader[o] for o in node.output if o in reader]
+        if known:
+            owner[node.name] = known[0]
+            for name in node.input:
+                reader.setdefault(name, known[0])
+    return owner
+
+
+def _onnxruntime(traced: Traced) -> list[Ran]:
+    program = whole_program(traced.source)
+    model = onnx.load_model_from_string(program.payload)
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        weights = {n: np.ascontiguousarray(traced.source.weight(k)) for n, k in program.weights.items()}
+        values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in weights.items()}
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session.run(list(program.outputs), {n: traced.samples[n] for n in program.inputs})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    # Nodes inside the branch of an If are events of their own: only those of the top graph are listed here.
+    ran = {e["args"]["node_index"] for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")}
+    assert len(optimised.graph.node) <= len(ran) + 1000
+    owner = _owners(traced.graph, model)
+    return [
+        Ran(node.op_type, node.name, frozenset(owner[n] for n in region if n in owner))
+        for node, region in _regions(model, optimised)
+    ]
+
+
+def _regions(model: onnx.ModelProto, optimised: onnx.ModelProto) -> list[tuple[onnx.NodeProto, set[str]]]:
+    """The nodes of the model between the inputs and outputs of each node of the optimised one."""
+    writer = {o: n for n in model.graph.node for o in n.output if o}
+    known = set(writer) | {i.name for i in model.graph.input} | {i.name for i in model.graph.initializer}
+    alias: dict[str, str] = {}
+    found = []
+    for node in optimised.graph.node:
+        sources = [alias.get(i, i) for i in node.input if i]
+        outputs = [o for o in node.output if o]
+        if node.op_type in ("ReorderInput", "ReorderOutput") or not any(o in known for o in outputs):
+            target = node.name.removesuffix("_nchwc")
+            target = target if target in known else sources[0] if sources else ""
+            for o in outputs:
+                if o not in known:
+                    alias[o] = target
+        region: set[str] = set()
+        queue = [alias.get(o, o) for o in outputs]
+        stop = set(sources)
+        while queue:
+            t = queue.pop()
+            if t in stop or t not in writer or writer[t].name in region:
+                continue
+            region.add(writer[t].name)
+            queue += [i for i in writer[t].input if i]
+        found.append((node, region))
+    return found
+
+
+def _openvino(traced: Traced) -> list[Ran]:
+    program = whole_program(traced.source)
+    weights = {n: traced.source.weight(k) for n, k in program.weights.items()}
+    engine: Any = backend("openvino")
+    model = engine._read(program, weights, "CPU")
+    owner = _layers(model, traced.graph)
+    config = {"PERF_COUNT": "YES", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = engine.core.compile_model(model, "CPU", config)
+    request = compiled.create_infer_request()
+    feeds = {k: traced.samples[_name(p, program.inputs)] for k, p in enumerate(compiled.inputs)}
+    request.infer(feeds)
+    executed = {p.node_name for p in request.profiling_info if p.status.name == "EXECUTED"}
+    found = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        kind = str(info["layerType"].astype(str))
+        if node.get_friendly_name() not in executed or kind in ("Input", "Output", "Const", "Constant"):
+            continue
+        names = str(info["originalLayersNames"].astype(str)).split(",")
+        found.append(Ran(kind, node.get_friendly_name(), frozenset(owner[n] for n in names if n in owner)))
+    return found
+
+
+def _name(port: Any, names: tuple[str, ...]) -> str:
+    return next(n for n in names if n in port.get_names())
+
+
+def _layers(model: Any, graph: OpGraph) -> dict[str, int]:
+    """Friendly name of a layer -> operator of the graph; a layer without a tensor's name belongs to its reader's."""
+    owner: dict[str, int] = {}
+    for op in reversed(model.get_ordered_ops()):
+        named = [graph.producer[n] for o in op.outputs() for n in o.get_names() if n in graph.producer]
+        reads = [t.get_node().get_friendly_name() for o in op.outputs() for t in o.get_target_inputs()]
+        found = named or [owner[r] for r in reads if r in owner]
+        if found and op.get_type_name() not in ("Constant", "Parameter", "Result"):
+            owner[op.get_friendly_name()] = found[0]
+    return owner
