@@ -73,42 +73,55 @@ def _onnxruntime(traced: Traced) -> list[Ran]:
         session.run(list(program.outputs), {n: traced.samples[n] for n in program.inputs})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
-    # Nodes inside the branch of an If are events of their own: only those of the top graph are listed here.
-    ran = {e["args"]["node_index"] for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")}
-    assert len(optimised.graph.node) <= len(ran) + 1000
+    # What runs inside a branch of an If is an event of its own, without a node of the top graph.
+    ran = {e["name"].removesuffix("_kernel_time") for e in events if e["name"].endswith("_kernel_time")}
+    nodes = [n for n in optimised.graph.node if n.name in ran]
     owner = _owners(traced.graph, model)
     return [
         Ran(node.op_type, node.name, frozenset(owner[n] for n in region if n in owner))
-        for node, region in _regions(model, optimised)
+        for node, region in _regions(model, nodes)
     ]
 
 
-def _regions(model: onnx.ModelProto, optimised: onnx.ModelProto) -> list[tuple[onnx.NodeProto, set[str]]]:
-    """The nodes of the model between the inputs and outputs of each node of the optimised one."""
+def _regions(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[tuple[onnx.NodeProto, set[str]]]:
+    """The nodes of the model between the inputs and outputs of each node that ran."""
     writer = {o: n for n in model.graph.node for o in n.output if o}
-    known = set(writer) | {i.name for i in model.graph.input} | {i.name for i in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for n in model.graph.node:
+        for i in n.input:
+            readers.setdefault(i, []).append(n)
+    known = {*writer, *(i.name for i in model.graph.input), *(i.name for i in model.graph.initializer)}
     alias: dict[str, str] = {}
     found = []
-    for node in optimised.graph.node:
+    for node in nodes:
         sources = [alias.get(i, i) for i in node.input if i]
-        outputs = [o for o in node.output if o]
-        if node.op_type in ("ReorderInput", "ReorderOutput") or not any(o in known for o in outputs):
-            target = node.name.removesuffix("_nchwc")
-            target = target if target in known else sources[0] if sources else ""
-            for o in outputs:
-                if o not in known:
-                    alias[o] = target
+        for o in node.output:
+            if o and o not in known:
+                alias[o] = _original(node, known, readers) or next(iter(sources), "")
         region: set[str] = set()
-        queue = [alias.get(o, o) for o in outputs]
-        stop = set(sources)
+        queue = [alias.get(o, o) for o in node.output if o]
         while queue:
-            t = queue.pop()
-            if t in stop or t not in writer or writer[t].name in region:
-                continue
-            region.add(writer[t].name)
-            queue += [i for i in writer[t].input if i]
+            name = queue.pop()
+            if name not in sources and name in writer and writer[name].name not in region:
+                region.add(writer[name].name)
+                queue += [i for i in writer[name].input if i]
         found.append((node, region))
     return found
+
+
+def _original(node: onnx.NodeProto, known: set[str], readers: dict[str, list[onnx.NodeProto]]) -> str:
+    """The model's tensor that a node in the blocked layout writes: named after its first fused result.
+
+    A convolution with a fourth input has taken up the sum behind it, and then the activation behind that.
+    """
+    name = node.name.removesuffix("_nchwc")
+    if name not in known or name == node.name:
+        return ""
+    activation = next((a.s.decode() for a in node.attribute if a.name == "activation"), "")
+    wanted = [*(["Add"] if len(node.input) > 3 and node.input[3] else []), activation]
+    for kind in wanted if len(wanted) > 1 else ():
+        name = next((r.output[0] for r in readers.get(name, ()) if r.op_type == kind), name)
+    return name
 
 
 def _openvino(traced: Traced) -> list[Ran]:
@@ -122,7 +135,12 @@ def _openvino(traced: Traced) -> list[Ran]:
     request = compiled.create_infer_request()
     feeds = {k: traced.samples[_name(p, program.inputs)] for k, p in enumerate(compiled.inputs)}
     request.infer(feeds)
-    executed = {p.node_name for p in request.profiling_info if p.status.name == "EXECUTED"}
+    # A kernel of less than a microsecond is reported as not run: its implementation gives it away.
+    executed = {
+        p.node_name
+        for p in request.profiling_info
+        if p.status.name == "EXECUTED" or not (p.exec_type.startswith("unknown") or "_fake" in p.node_name)
+    }
     found = []
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
@@ -131,7 +149,20 @@ def _openvino(traced: Traced) -> list[Ran]:
             continue
         names = str(info["originalLayersNames"].astype(str)).split(",")
         found.append(Ran(kind, node.get_friendly_name(), frozenset(owner[n] for n in names if n in owner)))
-    return found
+    return _absorbed(found, traced.graph)
+
+
+def _absorbed(found: list[Ran], graph: OpGraph) -> list[Ran]:
+    """Layers that a transformation replaced have lost their name: they belong to the only kernel that reads them."""
+    covering = {i: {k for k, ran in enumerate(found) if i in ran.ops} for i in range(len(graph.ops))}
+    ops = [set(ran.ops) for ran in found]
+    for i in reversed(range(len(graph.ops))):
+        readers = {r for t in graph.ops[i].outputs if t for r in graph.consumers.get(t, ())}
+        read_by = set().union(*(covering[r] for r in readers)) if readers else set()
+        if not covering[i] and len(read_by) == 1:
+            covering[i] = read_by
+            ops[next(iter(read_by))].add(i)
+    return [Ran(ran.type, ran.name, frozenset(o)) for ran, o in zip(found, ops, strict=True)]
 
 
 def _name(port: Any, names: tuple[str, ...]) -> str:
