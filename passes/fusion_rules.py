@@ -57,7 +57,8 @@ def family(op: Op) -> str:
     return _ALIASES.get(name, name)
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
@@ -118,7 +119,7 @@ class FusionRules:
     as (type, size): "in", "out", "key", "value" or "none".
     """
 
-    views: frozenset[str] = _names("reshape")
+    views: frozenset[str] = names("reshape")
     views_run: bool = False
     removed: frozenset[str] = frozenset()
     folds: bool = False
@@ -137,7 +138,7 @@ class FusionRules:
     converts_int64: bool = False
 
 
-_ACTIVATIONS = _names("relu sigmoid tanh leaky_relu clip hardsigmoid")
+_ACTIVATIONS = names("relu sigmoid tanh leaky_relu clip hardsigmoid")
 _LAYER_NORM = Pattern("layernorm", ("mean", "sub", "pow|mul|square", "mean", "add", "sqrt", "div", "mul?", "add?"))
 _GELU = Pattern("gelu", ("div|mul", "erf", "add", "mul", "mul"))
 _GELU_LAST = Pattern("gelu", ("div|mul", "erf", "add", "mul"))
@@ -147,25 +148,25 @@ _RMS = ("pow|mul|square", "mean", "add", "sqrt|rsqrt", "div|reciprocal?", "mul?"
 #: Eager torch: an operator is a kernel. A view costs its dispatch like a small kernel does (measured: 2.1 to 2.7 us
 #: against 2.0 to 2.2 us of an addition of 64 numbers).
 TORCH = FusionRules(
-    views=_names("reshape identity transpose slice select split expand diagonal as_strided unfold"),
+    views=names("reshape identity transpose slice select split expand diagonal as_strided unfold"),
     views_run=True,
 )
 
 ONNXRUNTIME = FusionRules(
     views_run=True,
-    removed=_names("identity"),
+    removed=names("identity"),
     folds=True,
     stages={
         "conv": (
-            Stage(_names("batchnorm"), most=1),
-            Stage(_names("mul add sub div"), most=2),
-            Stage(_names("add"), "tensor"),
+            Stage(names("batchnorm"), most=1),
+            Stage(names("mul add sub div"), most=2),
+            Stage(names("add"), "tensor"),
             Stage(_ACTIVATIONS),
         ),
-        "gemm": (Stage(_ACTIVATIONS | _names("elu selu softplus softsign thresholdedrelu")),),
-        "matmul": (Stage(_names("add")),),
-        "transpose": (Stage(_names("matmul"), "tensor"),),
-        "add": (Stage(_names("layernorm")),),
+        "gemm": (Stage(_ACTIVATIONS | names("elu selu softplus softsign thresholdedrelu")),),
+        "matmul": (Stage(names("add")),),
+        "transpose": (Stage(names("matmul"), "tensor"),),
+        "add": (Stage(names("layernorm")),),
     },
     patterns=(
         _LAYER_NORM,
@@ -175,42 +176,42 @@ ONNXRUNTIME = FusionRules(
         _SILU,
     ),
     slices=True,
-    quantised=_names("conv matmul gemm add mul concat pool relu leaky_relu sigmoid softmax mean"),
-    layout=Layout(16, True, _names("pool add relu concat clip sigmoid tanh sum")),
+    quantised=names("conv matmul gemm add mul concat pool relu leaky_relu sigmoid softmax mean"),
+    layout=Layout(16, True, names("pool add relu concat clip sigmoid tanh sum")),
     more={"rsqrt": (("Reciprocal", "out"),)},
     reshapes_rows=True,
 )
 
 OPENVINO = FusionRules(
-    removed=_names("identity"),
+    removed=names("identity"),
     folds=True,
     stages={
         "conv": (
-            Stage(_names("* batchnorm"), most=8),
-            Stage(_names("add"), "tensor"),
-            Stage(_names("*"), most=8),
+            Stage(names("* batchnorm"), most=8),
+            Stage(names("add"), "tensor"),
+            Stage(names("*"), most=8),
         ),
-        "linear": (Stage(_names("*"), most=8),),
-        "gemm": (Stage(_names("*"), most=8),),
-        "matmul": (Stage(_names("*"), most=8),),
-        "mean": (Stage(_names("*"), most=8),),
-        "sum": (Stage(_names("*"), most=8),),
-        "layernorm": (Stage(_names("*"), most=8),),
+        "linear": (Stage(names("*"), most=8),),
+        "gemm": (Stage(names("*"), most=8),),
+        "matmul": (Stage(names("*"), most=8),),
+        "mean": (Stage(names("*"), most=8),),
+        "sum": (Stage(names("*"), most=8),),
+        "layernorm": (Stage(names("*"), most=8),),
     },
     patterns=(
         _LAYER_NORM,
         Pattern("rmsnorm", _RMS),
         _GELU,
-        Pattern("softmax", ("reducemax|amax", "sub", "exp", "sum", "div")),
-        Pattern("softmax", ("exp", "sum", "div")),
+        Pattern("softmax", ("reducemax|amax", "reshape?", "sub", "exp", "sum", "reshape?", "div")),
+        Pattern("softmax", ("exp", "sum", "reshape?", "div")),
     ),
     subgraphs=True,
     slices=True,
     free_concat=True,
     free_transpose=True,
-    quantised=_names("conv matmul gemm linear add mul concat pool"),
+    quantised=names("conv matmul gemm linear add mul concat pool"),
     takes_transposes=True,
-    layout=Layout(0, False, _names("pool add relu concat clip sigmoid tanh mul"), _names("mean")),
+    layout=Layout(0, False, names("pool add relu concat clip sigmoid tanh mul"), names("mean")),
     # Attention is one kernel between others: the scale and transposition of the keys, and a guard against rows
     # that a mask hides wholly.
     more={"attention": (("Multiply", "key"), ("IsNaN", "out"), ("Select", "out"))},
@@ -219,4 +220,4 @@ OPENVINO = FusionRules(
 
 #: Engine -> its rules; any other engine is taken for one that runs each operator by itself and views for nothing.
 RULES: Mapping[str, FusionRules] = {"torch": TORCH, "onnxruntime": ONNXRUNTIME, "openvino": OPENVINO}
-DEFAULT = FusionRules(views=TORCH.views, removed=_names("identity"))
+DEFAULT = FusionRules(views=TORCH.views, removed=names("identity"))

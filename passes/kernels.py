@@ -1,4 +1,4 @@
-"""The kernels of one engine as a table to price: work, bytes across each kernel's border, extents of its main operator."""
+"""The kernels of one engine as a table to price: work, bytes across each border, extents of the main operator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qeil_compile.devices.work import KernelTable
+from qeil_compile.devices.work import KernelTable, OperatorKind
 from qeil_compile.ir import GroupGraph, OpGraph
 from qeil_compile.passes.count import OpCount
 from qeil_compile.passes.count.traffic import is_view, reads, sources
@@ -14,7 +14,7 @@ from qeil_compile.passes.fusion_rules import DEFAULT, RULES
 from qeil_compile.passes.match import Facts, Match
 
 #: kind, extents, dtype, type, FLOP, bytes in, of weights, out, group.
-Row = tuple[str, tuple[int, ...], str, str, float, float, float, float, int]
+Row = tuple[OperatorKind, tuple[int, ...], str, str, float, float, float, float, int]
 
 
 def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> KernelTable:
@@ -52,10 +52,20 @@ def _added(name: str, size: int, dtype: str, group: int) -> Row:
 
 
 def _table(rows: Sequence[Row]) -> KernelTable:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 9
-    numbers = [np.array(c, dtype=float) for c in columns[4:8]]
-    kinds, dims, dtypes, types = columns[:4]
-    return KernelTable(kinds, dims, dtypes, types, *numbers, np.array(columns[8], dtype=np.int64))  # type: ignore[arg-type]
+    def numbers(k: int) -> np.ndarray:
+        return np.array([row[k] for row in rows], dtype=float)
+
+    return KernelTable(
+        tuple(row[0] for row in rows),
+        tuple(row[1] for row in rows),
+        tuple(row[2] for row in rows),
+        tuple(row[3] for row in rows),
+        numbers(4),
+        numbers(5),
+        numbers(6),
+        numbers(7),
+        np.array([row[8] for row in rows], dtype=np.int64),
+    )
 
 
 class _Border:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qeil_compile.passes.count.base import at, dims, ints_of
+from qeil_compile.passes.count.base import at, dims
 
 if TYPE_CHECKING:
     from qeil_compile.passes.match import Match
@@ -99,13 +99,12 @@ class _Walk:
         if name in self.both or name not in self.graph.tensors:
             return
         self.both.add(name)
+        if self.match.is_free(root) and name in self.graph.producer:
+            root = self.match.owner[self.graph.producer[name]]
         self.extra.setdefault(root, []).append(("Reorder", self.graph.tensors[name].nbytes))
 
     def _side_by_side(self, root: int) -> bool:
         """Parts of a concatenation along the outermost axis can be written where they belong."""
         op = self.graph.ops[root]
-        shape = dims(self.graph.tensors[op.outputs[0]])
-        axis = (ints_of(op, "axis") or ints_of(op, "dim") or (0,))[0] % max(1, len(shape))
         computed = all(p >= 0 for _, p in self.facts.live[root]) and len(self.facts.live[root]) == len(op.inputs)
-        outer = all(d == 1 for d in shape[:axis])
-        return outer and computed and not self.own.intersection(op.inputs)
+        return self.facts.outermost(root) and computed and not self.own.intersection(op.inputs)

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qeil_compile.ir import OpGraph
 from qeil_compile.passes.count import OpCount
 from qeil_compile.passes.count.base import dims, ints_of, tensor
 from qeil_compile.passes.count.traffic import is_view
-from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules, Pattern, Stage, family
+from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules, Pattern, Stage, family, names
 from qeil_compile.passes.groups import CALLER, Groups
 from qeil_compile.passes.layouts import accepts, reorders
 
 #: Families with another result in each run: never folded.
-_RANDOM = frozenset(
+_RANDOM = names(
     """rand randn rand_like randn_like randint randint_like randperm bernoulli normal uniform exponential multinomial
-    randomnormal randomnormallike randomuniform randomuniformlike native_dropout""".split()
+    randomnormal randomnormallike randomuniform randomuniformlike native_dropout"""
 )
 #: Patterns that take the place of one element-wise operator.
 _FUNCTIONS = frozenset(("gelu", "silu"))
@@ -79,8 +80,31 @@ class Facts:
         for i, live in enumerate(self.live):
             for p in dict.fromkeys(p for _, p in live if p >= 0):
                 self.readers[p].append(i)
+        self.twin = self._twins()
         final = set(graph.outputs)
         self.escapes = [any(t in final for t in op.outputs) for op in graph.ops]
+
+    def _twins(self) -> dict[int, int]:
+        """Operator -> an earlier one that computes the same."""
+        first: dict[Any, int] = {}
+        found: dict[int, int] = {}
+        alike = ((t, r) for t, r in self.graph.consumers.items() if len(r) > 1)
+        for i in sorted({i for _, readers in alike for i in readers}):
+            op = self.graph.ops[i]
+            if op.body or self.families[i] in _RANDOM or op.type.endswith("_") or not op.outputs:
+                continue
+            inputs = tuple(self._value(t, found) for t in op.inputs)
+            key = (op.type, inputs, len(op.outputs), repr(op.attributes))
+            if first.setdefault(key, i) != i:
+                found[i] = first[key]
+        return found
+
+    def _value(self, name: str, twins: dict[int, int]) -> str:
+        """The name under which a tensor was computed first."""
+        i = self.graph.producer.get(name, -1)
+        if i not in twins:
+            return name
+        return self.graph.ops[twins[i]].outputs[self.graph.ops[i].outputs.index(name)]
 
     def _refined(self, i: int, name: str) -> str:
         """Families that depend on shapes: what changes nothing is an identity, what moves no element a reshape."""
@@ -89,7 +113,9 @@ class Facts:
             before, after = tensor(graph, op.inputs, 0), tensor(graph, op.outputs, 0)
             same = before is not None and after is not None and before.dtype == after.dtype
             if same and name != "transpose" and dims(before) == dims(after):
-                return "identity"
+                # Whether the end of a slice is open cannot be seen here; over several axes it rarely is.
+                several = name == "slice" and dims(tensor(graph, op.inputs, 2)) not in ((), (1,))
+                return "slice" if several else "identity"
             if name == "transpose" and self._keeps_order(i):
                 return "reshape"
         if name == "gather" and (index := tensor(graph, op.inputs, 1)) and index.role == "weight":
@@ -117,6 +143,12 @@ class Facts:
             given = tuple(b if k == a else a if k == b else k for k in range(rank))
         return tuple(g % rank for g in given) if len(given) == rank else ()
 
+    def outermost(self, i: int) -> bool:
+        """Whether operator i works along the first axis that is longer than 1: its parts lie side by side."""
+        op, shape = self.graph.ops[i], self.shape(i)
+        axis = (ints_of(op, "axis") or ints_of(op, "dim") or (0,))[0]
+        return all(d == 1 for d in shape[: axis % max(1, len(shape))])
+
     def _keeps_order(self, i: int) -> bool:
         shape, order = self.shape(i), self.order(i)
         moved = [d for d in order if shape[d] != 1]
@@ -132,6 +164,8 @@ class Match(Groups):
         self.label = dict(enumerate(facts.families))
         #: Groups that the engine computes in place: concatenations of what lies side by side, see `layouts`.
         self.freed: set[int] = set()
+        #: A kernel that the engine adds to a group.
+        self.added: dict[int, tuple[str, int]] = {}
 
     def run(self) -> None:
         """Apply all rules."""
@@ -143,6 +177,9 @@ class Match(Groups):
         for i, name in enumerate(families):
             if name in rules.removed and (live := self.facts.live[i]) and live[0][1] >= 0:
                 self.join(live[0][1], i)
+        if rules.folds:
+            for i, first in self.facts.twin.items():
+                self.join(first, i)
         for i, name in enumerate(families):
             for pattern in starts.get(name, ()):
                 self._written_out(i, pattern)
@@ -272,7 +309,8 @@ class Match(Groups):
             return len(facts.live[i]) == 2 and len(facts.shape(i)) == 3 and self._same_size(i)
         if facts.families[i] == "matmul" and "add" in stage.families and "*" not in stage.families:
             return self._bias(i, other)
-        outside = {t for m in self.members[other] for t, p in facts.live[m] if p < 0 or self.owner[p] not in (root, other)}
+        pair = (root, other)
+        outside = {t for m in self.members[other] for t, p in facts.live[m] if p < 0 or self.owner[p] not in pair}
         if self._elements(other) != size:
             return False
         if stage.operands == "tensor":
@@ -325,7 +363,7 @@ class Match(Groups):
     def _subgraphs(self) -> None:
         facts = self.facts
         for i in range(len(facts.graph.ops)):
-            if self.owner[i] != i or self.folded(i) or not self.elementwise(i):
+            if self.owner[i] != i or self.folded(i) or not self.elementwise(i) or i in facts.twin:
                 continue
             if not facts.counts[i].dtype.startswith(("float", "bfloat")):
                 continue
@@ -348,12 +386,19 @@ class Match(Groups):
             for t, _ in live:
                 readers.setdefault(t, []).append(i)
         for name, found in readers.items():
-            if len(found) > 1 and all(facts.families[r] == "slice" for r in found):
-                parts = sum(facts.graph.tensors[facts.graph.ops[r].outputs[0]].elements for r in found)
-                if self.rules.subgraphs or parts == facts.graph.tensors[name].elements:
-                    for r in found[1:]:
-                        if self.safe(self.owner[found[0]], self.owner[r]):
-                            self.join(found[0], r)
+            different = [r for r in found if r not in facts.twin]
+            families = {facts.families[r] for r in different}
+            if len(different) < 2 or len(families) > 1 or not families <= {"slice", "select"}:
+                continue
+            parts = sum(facts.graph.tensors[facts.graph.ops[r].outputs[0]].elements for r in different)
+            whole = parts == facts.graph.tensors[name].elements and facts.graph.opsets.get("", 20) >= 10
+            if families == {"select"} and whole and self.rules.views_run:
+                # One split, and a view for each part.
+                self.added[self.owner[different[0]]] = ("Split", facts.graph.tensors[name].nbytes)
+            elif families == {"slice"} and (whole or self.rules.subgraphs):
+                for r in different[1:]:
+                    if self.safe(self.owner[different[0]], self.owner[r]):
+                        self.join(different[0], r)
 
     # What costs nothing, and what the engine adds
 
@@ -367,6 +412,8 @@ class Match(Groups):
             return True
         if self.is_view(i):
             return not rules.views_run
+        if rules.free_concat and facts.families[i] in ("select", "split") and facts.outermost(i):
+            return True
         count = facts.counts[i]
         return count.kind == "control" and count.nbytes == 0 and not facts.graph.ops[i].body
 
@@ -382,12 +429,16 @@ class Match(Groups):
         facts, graph = self.facts, self.facts.graph
         if self.is_free(root):
             return found
+        if root in self.added:
+            found.append(self.added[root])
         for m in self.members[root]:
             op = graph.ops[m]
             for kind, size in self.rules.more.get(facts.families[m], ()):
                 at = {"key": 1, "value": 2}.get(size)
                 spec = tensor(graph, op.inputs, at) if at else None
-                found.append((kind, spec.nbytes if spec else facts.out_bytes(m)))
+                found.append((kind, 0 if size == "none" else spec.nbytes if spec else facts.out_bytes(m)))
+            if facts.families[m] == "split" and op.type.startswith("aten.unbind") and self.rules.reshapes_rows:
+                found += [("Squeeze", 0)] * len(op.outputs)
             if facts.families[m] == "attention" and self.rules.subgraphs:
                 found += _repeated(facts, m)
             if self.rules.reshapes_rows and self._has_rows(root, m):
@@ -422,6 +473,8 @@ def _repeated(facts: Facts, i: int) -> list[tuple[str, int]]:
     if times > 1:
         found += [("Tile", size), ("Tile", size)]
     writer = graph.producer.get(op.inputs[1], -1)
+    if 1 in dims(key)[-2:]:
+        return found
     if times > 1 or writer < 0 or facts.families[writer] != "transpose":
         found.append(("Transpose", size))
     return found

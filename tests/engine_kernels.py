@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-import openvino as ov
 
 from qeil_compile.backends import backend
 from qeil_compile.backends.onnx_tools import whole_program
@@ -139,7 +137,7 @@ def _openvino(traced: Traced) -> list[Ran]:
     executed = {
         p.node_name
         for p in request.profiling_info
-        if p.status.name == "EXECUTED" or not (p.exec_type.startswith("unknown") or "_fake" in p.node_name)
+        if p.status.name == "EXECUTED" or not (p.exec_type.startswith("unknown") or p.node_type == "Reorder")
     }
     found = []
     for node in compiled.get_runtime_model().get_ordered_ops():
