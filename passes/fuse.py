@@ -1,34 +1,36 @@
-"""Group operators that an engine runs as one kernel: the units of pricing and placement.
+"""Placement groups: the finest groups whose borders cut no kernel of any engine, as far as they stay small.
 
-Two rules. Values that are no tensors (sequences, optionals, symbolic sizes) bind writer and readers into
-one group, because only tensors cross a stage boundary. A group whose outputs all go to one other group
-joins it when the reader is an epilogue (element-wise, view, normalisation of what was just computed) or
-the group itself only prepares operands (views, constants). Joining along such an edge cannot close a
-cycle: every path that leaves the group enters that one reader.
+What an engine runs as one kernel is told by `passes.match`. Here the kernels of all engines are joined, so that a
+plan may put any group on any engine and the engine still fuses what it would fuse in the whole model. Three rules
+besides: values that are no tensors (sequences, optionals, symbolic sizes) bind writer and readers, because
+only tensors cross a stage boundary; what costs no engine anything (views, constants) joins what it belongs to;
+and a chain of overlapping kernels is cut at its smallest tensors when it would grow past `max_ops`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
-
-from qeil_compile.ir import GroupGraph, OpGraph, OpGroup, topological_order
+from qeil_compile.ir import GroupGraph, OpGraph
 from qeil_compile.passes.count import OpCount
+from qeil_compile.passes.fusion_rules import RULES
+from qeil_compile.passes.groups import Groups
+from qeil_compile.passes.match import Facts, Kernel, kernels, kernels_of
 
-#: Kinds (see `count`) that engines compute inside the kernel of their producer.
-_EPILOGUE = frozenset({"elementwise", "movement"})
-#: Kinds that start a kernel of their own.
-_ANCHOR = frozenset({"gemm", "gemv", "conv", "attention", "recurrent", "control", "sort", "other"})
+__all__ = ["FuseSettings", "Kernel", "fuse", "kernels"]
+
+Link = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class FuseSettings:
-    """`enabled` False keeps every operator alone, save for values that are no tensors."""
+    """`enabled` False keeps every operator alone, save for values that are no tensors.
+
+    `max_ops` bounds the operators of a group, not counting those that cost nothing.
+    """
 
     enabled: bool = True
-    #: Engines rarely keep longer runs in one kernel.
     max_ops: int = 12
 
 
@@ -40,93 +42,87 @@ def fuse(
 ) -> GroupGraph:
     """Groups in topological order. Operators with different `labels` (pins) never share a group by fusion."""
     settings = settings or FuseSettings()
+    groups = _bound(graph)
+    if not settings.enabled:
+        return groups.graph(graph)
     labels = labels or [""] * len(graph.ops)
-    groups = _Groups(graph)
-    _bind_opaque(graph, groups)
-    if settings.enabled:
-        _join_epilogues(graph, counts, labels, groups, settings.max_ops)
-    return _ordered(graph, groups)
+    facts = Facts(graph, counts)
+    weight = [int(c.nbytes > 0 or c.flops > 0) for c in counts]
+    for a, b, _ in sorted(_links(facts), key=lambda link: -link[2]):
+        _try_join(groups, a, b, labels, weight, settings.max_ops)
+    for i in range(len(graph.ops)):
+        if not weight[i] or facts.constant[i]:
+            _attach(graph, groups, i, labels)
+    return _acyclic(graph, groups).graph(graph)
 
 
-class _Groups:
-    """Union-find over operators with the group's members."""
-
-    def __init__(self, graph: OpGraph) -> None:
-        self.parent = list(range(len(graph.ops)))
-        self.members = {i: [i] for i in range(len(graph.ops))}
-
-    def find(self, i: int) -> int:
-        while self.parent[i] != i:
-            self.parent[i] = self.parent[self.parent[i]]
-            i = self.parent[i]
-        return i
-
-    def join(self, a: int, b: int) -> int:
-        a, b = self.find(a), self.find(b)
-        if a != b:
-            self.parent[a] = b
-            self.members[b] += self.members.pop(a)
-        return b
+def _edges(graph: OpGraph) -> tuple[list[list[int]], list[bool]]:
+    readers = [
+        list(dict.fromkeys(r for t in op.outputs if t for r in graph.consumers.get(t, ()))) for op in graph.ops
+    ]
+    final = set(graph.outputs)
+    return readers, [any(t in final for t in op.outputs) for op in graph.ops]
 
 
-def _bind_opaque(graph: OpGraph, groups: _Groups) -> None:
+def _bound(graph: OpGraph) -> Groups:
+    """Writers and readers of values that are no tensors, and what lies between them, as one group each."""
+    groups = Groups(*_edges(graph))
     bound = False
-    for tensor, writer in graph.producer.items():
-        if not graph.tensors[tensor].is_tensor:
-            for reader in graph.consumers.get(tensor, ()):
+    for name, writer in graph.producer.items():
+        if not graph.tensors[name].is_tensor:
+            for reader in graph.consumers.get(name, ()):
                 groups.join(writer, reader)
                 bound = True
-    if not bound:
-        return
     # Binding may have closed cycles through other operators: those belong to the group as well.
-    quotient = nx.DiGraph()
-    quotient.add_nodes_from(groups.members)
-    for tensor, writer in graph.producer.items():
-        for reader in graph.consumers.get(tensor, ()):
-            quotient.add_edge(groups.find(writer), groups.find(reader))
-    for component in nx.strongly_connected_components(quotient):
-        first, *rest = component
+    for cycle in groups.cycles() if bound else ():
+        first, *rest = cycle
         for other in rest:
-            groups.join(other, first)
+            groups.join(first, other)
+    return groups
 
 
-def _join_epilogues(
-    graph: OpGraph, counts: Sequence[OpCount], labels: Sequence[str], groups: _Groups, max_ops: int
-) -> None:
-    final = set(graph.outputs)
-    for i in range(len(graph.ops)):
-        group = groups.find(i)
-        outside: set[int] = set()
-        escapes = False
-        for member in groups.members[group]:
-            for t in graph.ops[member].outputs:
-                escapes |= t in final
-                outside |= {groups.find(c) for c in graph.consumers.get(t, ()) if groups.find(c) != group}
-        if escapes or len(outside) != 1:
-            continue
-        (reader,) = outside
-        if len(groups.members[group]) + len(groups.members[reader]) > max_ops or labels[i] != labels[reader]:
-            continue
-        head = min(groups.members[reader])
-        prepares = counts[i].kind == "movement" and len(groups.members[group]) == 1
-        follows = counts[head].kind in _EPILOGUE and len(groups.members[reader]) == 1
-        if (prepares or follows) and not _two_anchors(counts, groups, group, reader):
-            groups.join(group, reader)
+def _links(facts: Facts) -> Iterator[Link]:
+    """Pairs of operators that some engine runs in one kernel, with the bytes that they exchange there."""
+    tensors = facts.graph.tensors
+    for rules in RULES.values():
+        for kernel in kernels_of(facts, rules):
+            inside = set(kernel.ops)
+            if len(inside) == 1:
+                continue
+            for i in kernel.ops:
+                writers = [(t, p) for t, p in facts.sources[i] if p in inside]
+                yield from ((p, i, tensors[t].nbytes) for t, p in writers)
+                if not writers and i != kernel.ops[0]:
+                    yield kernel.ops[0], i, 0
 
 
-def _two_anchors(counts: Sequence[OpCount], groups: _Groups, a: int, b: int) -> bool:
-    return all(any(counts[m].kind in _ANCHOR for m in groups.members[g]) for g in (a, b))
+def _try_join(groups: Groups, a: int, b: int, labels: Sequence[str], weight: Sequence[int], most: int) -> None:
+    x, y = groups.owner[a], groups.owner[b]
+    if x == y or labels[a] != labels[b]:
+        return
+    size = sum(weight[m] for root in (x, y) for m in groups.members[root])
+    if size <= most and groups.safe(x, y):
+        groups.join(x, y)
 
 
-def _ordered(graph: OpGraph, groups: _Groups) -> GroupGraph:
-    roots = sorted(groups.members, key=lambda r: min(groups.members[r]))
-    position = {r: k for k, r in enumerate(roots)}
-    edges = {
-        (position[groups.find(w)], position[groups.find(c)])
-        for t, w in graph.producer.items()
-        for c in graph.consumers.get(t, ())
-    }
-    order = topological_order(len(roots), [(a, b) for a, b in edges if a != b])
-    return GroupGraph(
-        graph, tuple(OpGroup(k, tuple(sorted(groups.members[roots[r]]))) for k, r in enumerate(order))
-    )
+def _attach(graph: OpGraph, groups: Groups, i: int, labels: Sequence[str]) -> None:
+    """Put an operator that costs nothing to its writer, or else to its first reader."""
+    writers = [graph.producer[t] for t in graph.ops[i].inputs[:1] if t in graph.producer]
+    for other in (*writers, *groups.readers[i]):
+        x, y = groups.owner[i], groups.owner[other]
+        if x == y or (labels[i] == labels[other] and groups.safe(x, y)):
+            groups.join(y, x)
+            return
+
+
+def _acyclic(graph: OpGraph, groups: Groups) -> Groups:
+    """The same groups, those on cycles taken apart again."""
+    while cycles := groups.cycles():
+        apart = {r for cycle in cycles for r in cycle}
+        fresh = _bound(graph)
+        for root, members in groups.members.items():
+            if root not in apart:
+                for m in members:
+                    fresh.join(root, m)
+        groups = fresh
+    return groups

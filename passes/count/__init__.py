@@ -8,13 +8,13 @@ without a rule counts its bytes and no FLOPs, is marked `known=False`, and appea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qeil_compile.ir import DTYPE_BYTES, Op, OpGraph
 from qeil_compile.passes.count import aten, onnx
 from qeil_compile.passes.count.base import Kind, OpCount, int_of, tensor
 from qeil_compile.passes.count.control import count_body, nested
-from qeil_compile.passes.count.traffic import traffic
+from qeil_compile.passes.count.traffic import is_view, sources, traffic
 
 __all__ = ["Kind", "OpCount", "count", "unknown_report"]
 
@@ -27,7 +27,8 @@ INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "QAttention", "_i
 
 def count(graph: OpGraph) -> tuple[OpCount, ...]:
     """Work and traffic of each operator, in the order of `graph.ops`."""
-    return tuple(_count(op, graph) for op in graph.ops)
+    source = sources(graph, [is_view(op, graph) for op in graph.ops])
+    return tuple(_count(op, graph, source) for op in graph.ops)
 
 
 def unknown_report(graph: OpGraph, counts: Sequence[OpCount]) -> list[tuple[str, int, float]]:
@@ -57,13 +58,13 @@ def _unknown(op: Op, c: OpCount, graph: OpGraph) -> list[tuple[str, int]]:
     return inner or [(op.type, c.nbytes)]
 
 
-def _count(op: Op, graph: OpGraph) -> OpCount:
+def _count(op: Op, graph: OpGraph, source: Mapping[str, str]) -> OpCount:
     if op.body and not op.type.endswith("FlexAttention"):
         return count_body(op, graph, count)
     found = aten.work(op, graph) if graph.dialect == "fx" else onnx.work(op, graph)
     work = found if found else (0.0, "other")
     extents = work[2] if len(work) > 2 else ()
-    read, weights, written = traffic(op, graph)
+    read, weights, written = traffic(op, graph, source)
     return OpCount(
         float(work[0]), read, weights, written, work[1], found is not None, _dtype(op, graph), tuple(extents)
     )

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 
 from qeil_compile.ir import Op, OpGraph, TensorSpec
@@ -98,45 +99,50 @@ def is_view(op: Op, graph: OpGraph) -> bool:
     return key in VIEWS or (graph.dialect == "fx" and key.removesuffix("_") in VIEWS)
 
 
-def source_of(graph: OpGraph, name: str) -> TensorSpec | None:
-    """The tensor whose memory `name` is."""
-    while (i := graph.producer.get(name)) is not None and is_view(graph.ops[i], graph):
-        op = graph.ops[i]
+def sources(graph: OpGraph, views: Sequence[bool]) -> dict[str, str]:
+    """Result of a view -> the tensor whose memory it is; `views` says of each operator whether it is one."""
+    found: dict[str, str] = {}
+    for op, view in zip(graph.ops, views, strict=True):
+        if not view or not op.inputs:
+            continue
         # Views of several tensors at once (`meshgrid`) pair them in order.
         paired = len(op.inputs) == len(op.outputs)
-        before = op.inputs[op.outputs.index(name) if paired else 0] if op.inputs else ""
-        if before not in graph.tensors:
-            break
-        name = before
-    return graph.tensors.get(name)
+        for k, name in enumerate(op.outputs):
+            before = op.inputs[k if paired else 0]
+            if name and before in graph.tensors:
+                found[name] = found.get(before, before)
+    return found
 
 
-def traffic(op: Op, graph: OpGraph) -> Traffic:
-    """Bytes of activations read, weights read and results written."""
+def traffic(op: Op, graph: OpGraph, source: Mapping[str, str]) -> Traffic:
+    """Bytes of activations read, weights read and results written. `source` is what `sources` gives."""
     if is_view(op, graph):
         return 0, 0, 0
-    key = key_of(op)
-    skip = {op.inputs[0]} if key in IN_PLACE and op.inputs else set()
     activations = weights = 0
-    if key not in SHAPE_ONLY:
-        for i, name in enumerate(op.inputs):
-            if not name or name in skip or name not in graph.tensors:
-                continue
-            skip.add(name)
-            size, is_weight = _read(graph, name)
-            size = ceil(size * _share(op, graph, key, i))
-            if is_weight:
-                weights += size
-            else:
-                activations += size
-    return activations, weights, _written(op, graph, key)
+    for name, size in reads(op, graph, source):
+        if graph.tensors[name].role == "weight":
+            weights += size
+        else:
+            activations += size
+    return activations, weights, _written(op, graph, key_of(op))
 
 
-def _read(graph: OpGraph, name: str) -> tuple[int, bool]:
-    spec, source = graph.tensors[name], source_of(graph, name)
-    if source is None:
-        return spec.nbytes, spec.role == "weight"
-    return min(spec.nbytes, source.nbytes), "weight" in (source.role, spec.role)
+def reads(op: Op, graph: OpGraph, source: Mapping[str, str]) -> list[tuple[str, int]]:
+    """(tensor whose memory is read, bytes) for each input that is read, each once."""
+    key = key_of(op)
+    if key in SHAPE_ONLY:
+        return []
+    skip = {op.inputs[0]} if key in IN_PLACE and op.inputs else set()
+    found = []
+    for i, name in enumerate(op.inputs):
+        if not name or name in skip or name not in graph.tensors:
+            continue
+        skip.add(name)
+        origin = source.get(name, name)
+        size = min(graph.tensors[name].nbytes, graph.tensors[origin].nbytes)
+        share = _share(op, graph, key, i)
+        found.append((origin, size if share == 1.0 else ceil(size * share)))
+    return found
 
 
 def _share(op: Op, graph: OpGraph, key: str, i: int) -> float:

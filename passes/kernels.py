@@ -1,0 +1,132 @@
+"""The kernels of one engine as a table to price: work, bytes across each border, extents of the main operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from qeil_compile.devices.work import KernelTable, OperatorKind
+from qeil_compile.ir import GroupGraph, OpGraph
+from qeil_compile.passes.count import OpCount
+from qeil_compile.passes.count.traffic import is_view, reads, sources
+from qeil_compile.passes.fusion_rules import DEFAULT, RULES
+from qeil_compile.passes.match import Facts, Match
+
+#: kind, extents, dtype, type, FLOP, bytes in, of weights, out, group.
+Row = tuple[OperatorKind, tuple[int, ...], str, str, float, float, float, float, int]
+
+
+def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> KernelTable:
+    """The kernels that `engine` runs for the whole graph, each within one group (a border cuts what it crosses).
+
+    FLOPs are summed; bytes are those that cross the kernel's border, weights once. What costs the engine nothing has
+    no row. A view that an engine runs as a kernel of its own has a row without bytes, and so have the copies
+    that it adds (reorders between layouts) with theirs. Rows are ordered by group.
+    """
+    match = Match(Facts(groups.graph, counts), RULES.get(engine, DEFAULT))
+    match.run()
+    border = _Border(groups.graph, counts, match)
+    owner = groups.group_of
+    rows: list[Row] = []
+    for kernel in match.kernels():
+        if kernel.free:
+            continue
+        for part in _parts(kernel.ops, owner):
+            rows.append(border.row(part, owner[part[0]]))
+        group = owner[kernel.anchor]
+        rows += [_added(name, size, counts[kernel.anchor].dtype, group) for name, size in kernel.extra]
+    rows.sort(key=lambda row: row[-1])
+    return _table(rows)
+
+
+def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:
+    parts: dict[int, list[int]] = {}
+    for i in ops:
+        parts.setdefault(owner[i], []).append(i)
+    return parts.values()
+
+
+def _added(name: str, size: int, dtype: str, group: int) -> Row:
+    return "movement", (), dtype, name, 0.0, float(size), 0.0, float(size), group
+
+
+def _table(rows: Sequence[Row]) -> KernelTable:
+    def numbers(k: int) -> np.ndarray:
+        return np.array([row[k] for row in rows], dtype=float)
+
+    return KernelTable(
+        tuple(row[0] for row in rows),
+        tuple(row[1] for row in rows),
+        tuple(row[2] for row in rows),
+        tuple(row[3] for row in rows),
+        numbers(4),
+        numbers(5),
+        numbers(6),
+        numbers(7),
+        np.array([row[8] for row in rows], dtype=np.int64),
+    )
+
+
+class _Border:
+    """What crosses the border of a set of operators, in the eyes of one engine."""
+
+    def __init__(self, graph: OpGraph, counts: Sequence[OpCount], match: Match) -> None:
+        self.graph, self.counts = graph, counts
+        self.views = [match.is_view(i) for i in range(len(graph.ops))]
+        self.source = sources(graph, self.views)
+        self.folded = [match.folded(i) for i in range(len(graph.ops))]
+        # What the dialect calls a view, this engine copies.
+        self.copies = [is_view(op, graph) and not v for op, v in zip(graph.ops, self.views, strict=True)]
+        self.readers: dict[str, set[int]] = {}
+        self.reads = [self._reads(i) for i in range(len(graph.ops))]
+        for i, found in enumerate(self.reads):
+            for name, _ in found:
+                self.readers.setdefault(name, set()).add(i)
+        for name in graph.outputs:
+            self.readers.setdefault(self.source.get(name, name), set()).add(-1)
+
+    def _reads(self, i: int) -> list[tuple[str, int]]:
+        if self.views[i]:
+            return []
+        op = self.graph.ops[i]
+        found = reads(op, self.graph, self.source)
+        if self.copies[i] and found:
+            found = [(found[0][0], min(found[0][1], self._size(i)))]
+        return found
+
+    def _size(self, i: int) -> int:
+        return sum(self.graph.tensors[t].nbytes for t in self.graph.ops[i].outputs if t)
+
+    def row(self, ops: Sequence[int], group: int) -> Row:
+        """The row of these operators as one kernel."""
+        inside = set(ops)
+        read: dict[str, int] = {}
+        for i in ops:
+            for name, size in self.reads[i]:
+                if self.graph.producer.get(name) not in inside:
+                    read[name] = max(size, read.get(name, 0))
+        weights = sum(size for name, size in read.items() if self._held(name))
+        written = sum(self._written(i, inside) for i in ops)
+        main = max(ops, key=lambda i: (self.counts[i].flops, self.counts[i].nbytes, -i))
+        count = self.counts[main]
+        flops = sum(self.counts[i].flops for i in ops)
+        return (
+            count.kind, count.dims, count.dtype, self.graph.ops[main].short_type, flops,
+            float(sum(read.values()) - weights), float(weights), float(written), group,
+        )  # fmt: skip
+
+    def _held(self, name: str) -> bool:
+        """A weight, or what the engine computed from weights before the run."""
+        producer = self.graph.producer.get(name, -1)
+        return self.graph.tensors[name].role == "weight" or (producer >= 0 and self.folded[producer])
+
+    def _written(self, i: int, inside: set[int]) -> int:
+        if self.views[i]:
+            return 0
+        names = [t for t in self.graph.ops[i].outputs if t]
+        leaving = [t for t in names if not (r := self.readers.get(t)) or not r <= inside]
+        total = self._size(i) if self.copies[i] else self.counts[i].bytes_out
+        if len(leaving) == len(names):
+            return total
+        return min(total, sum(self.graph.tensors[t].nbytes for t in leaving))

@@ -1,0 +1,179 @@
+"""What an engine really runs: its kernels, each as the operators of the traced graph that it covers.
+
+ONNX Runtime saves the graph that it runs and its profile names every node that ran; a node covers what lies between
+the tensors that it reads and writes. OpenVINO's profile says which nodes of its runtime model ran, and each
+node there names the layers that it was made of.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from qeil_compile.backends import backend
+from qeil_compile.backends.onnx_tools import whole_program
+from qeil_compile.frontends import Traced
+from qeil_compile.ir import OpGraph
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One kernel that an engine ran: the engine's own type and name, and indices into `OpGraph.ops`."""
+
+    type: str
+    name: str
+    ops: frozenset[int]
+
+
+def kernels_of(traced: Traced, engine: str) -> list[Ran]:
+    """The kernels of one run of the whole model on the CPU device of `engine`, in the engine's order."""
+    return {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](traced)
+
+
+def _owners(graph: OpGraph, model: onnx.ModelProto) -> dict[str, int]:
+    """ONNX node name -> operator of the graph; a node that writes no tensor of it belongs to its reader's."""
+    owner: dict[str, int] = {}
+    reader: dict[str, int] = {}
+    for node in reversed(model.graph.node):
+        known = [graph.producer[o] for o in node.output if o in graph.producer]
+        known += [reader[o] for o in node.output if o in reader]
+        if known:
+            owner[node.name] = known[0]
+            for name in node.input:
+                reader.setdefault(name, known[0])
+    return owner
+
+
+def _onnxruntime(traced: Traced) -> list[Ran]:
+    program = whole_program(traced.source)
+    model = onnx.load_model_from_string(program.payload)
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        weights = {n: np.ascontiguousarray(traced.source.weight(k)) for n, k in program.weights.items()}
+        values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in weights.items()}
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session.run(list(program.outputs), {n: traced.samples[n] for n in program.inputs})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
+    # What runs inside a branch of an If is an event of its own, without a node of the top graph.
+    ran = {e["name"].removesuffix("_kernel_time") for e in events if e["name"].endswith("_kernel_time")}
+    nodes = [n for n in optimised.graph.node if n.name in ran]
+    owner = _owners(traced.graph, model)
+    return [
+        Ran(node.op_type, node.name, frozenset(owner[n] for n in region if n in owner))
+        for node, region in _regions(model, nodes)
+    ]
+
+
+def _regions(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[tuple[onnx.NodeProto, set[str]]]:
+    """The nodes of the model between the inputs and outputs of each node that ran."""
+    writer = {o: n for n in model.graph.node for o in n.output if o}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for n in model.graph.node:
+        for i in n.input:
+            readers.setdefault(i, []).append(n)
+    known = {*writer, *(i.name for i in model.graph.input), *(i.name for i in model.graph.initializer)}
+    alias: dict[str, str] = {}
+    found = []
+    for node in nodes:
+        sources = [alias.get(i, i) for i in node.input if i]
+        for o in node.output:
+            if o and o not in known:
+                alias[o] = _original(node, known, readers) or next(iter(sources), "")
+        region: set[str] = set()
+        queue = [alias.get(o, o) for o in node.output if o]
+        while queue:
+            name = queue.pop()
+            if name not in sources and name in writer and writer[name].name not in region:
+                region.add(writer[name].name)
+                queue += [i for i in writer[name].input if i]
+        found.append((node, region))
+    return found
+
+
+def _original(node: onnx.NodeProto, known: set[str], readers: dict[str, list[onnx.NodeProto]]) -> str:
+    """The model's tensor that a node in the blocked layout writes: named after its first fused result.
+
+    A convolution with a fourth input has taken up the sum behind it, and then the activation behind that.
+    """
+    name = node.name.removesuffix("_nchwc")
+    if name not in known or name == node.name:
+        return ""
+    activation = next((a.s.decode() for a in node.attribute if a.name == "activation"), "")
+    wanted = [*(["Add"] if len(node.input) > 3 and node.input[3] else []), activation]
+    for kind in wanted if len(wanted) > 1 else ():
+        name = next((r.output[0] for r in readers.get(name, ()) if r.op_type == kind), name)
+    return name
+
+
+def _openvino(traced: Traced) -> list[Ran]:
+    program = whole_program(traced.source)
+    weights = {n: traced.source.weight(k) for n, k in program.weights.items()}
+    engine: Any = backend("openvino")
+    model = engine._read(program, weights, "CPU")
+    owner = _layers(model, traced.graph)
+    config = {"PERF_COUNT": "YES", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = engine.core.compile_model(model, "CPU", config)
+    request = compiled.create_infer_request()
+    feeds = {k: traced.samples[_name(p, program.inputs)] for k, p in enumerate(compiled.inputs)}
+    request.infer(feeds)
+    # A kernel of less than a microsecond is reported as not run: its implementation gives it away.
+    executed = {
+        p.node_name
+        for p in request.profiling_info
+        if p.status.name == "EXECUTED" or not (p.exec_type.startswith("unknown") or p.node_type == "Reorder")
+    }
+    found = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        kind = str(info["layerType"].astype(str))
+        if node.get_friendly_name() not in executed or kind in ("Input", "Output", "Const", "Constant"):
+            continue
+        names = str(info["originalLayersNames"].astype(str)).split(",")
+        found.append(Ran(kind, node.get_friendly_name(), frozenset(owner[n] for n in names if n in owner)))
+    return _absorbed(found, traced.graph)
+
+
+def _absorbed(found: list[Ran], graph: OpGraph) -> list[Ran]:
+    """Layers that a transformation replaced have lost their name: they belong to the only kernel that reads them."""
+    covering = {i: {k for k, ran in enumerate(found) if i in ran.ops} for i in range(len(graph.ops))}
+    ops = [set(ran.ops) for ran in found]
+    for i in reversed(range(len(graph.ops))):
+        readers = {r for t in graph.ops[i].outputs if t for r in graph.consumers.get(t, ())}
+        read_by = set().union(*(covering[r] for r in readers)) if readers else set()
+        if not covering[i] and len(read_by) == 1:
+            covering[i] = read_by
+            ops[next(iter(read_by))].add(i)
+    return [Ran(ran.type, ran.name, frozenset(o)) for ran, o in zip(found, ops, strict=True)]
+
+
+def _name(port: Any, names: tuple[str, ...]) -> str:
+    return next(n for n in names if n in port.get_names())
+
+
+def _layers(model: Any, graph: OpGraph) -> dict[str, int]:
+    """Friendly name of a layer -> operator of the graph; a layer without a tensor's name belongs to its reader's."""
+    owner: dict[str, int] = {}
+    for op in reversed(model.get_ordered_ops()):
+        named = [graph.producer[n] for o in op.outputs() for n in o.get_names() if n in graph.producer]
+        reads = [t.get_node().get_friendly_name() for o in op.outputs() for t in o.get_target_inputs()]
+        found = named or [owner[r] for r in reads if r in owner]
+        if found and op.get_type_name() not in ("Constant", "Parameter", "Result"):
+            owner[op.get_friendly_name()] = found[0]
+    return owner
