@@ -23,7 +23,10 @@ import numpy as np
 
 from .artifact import Golden, read
 from .backends import EngineDevice, backend, found_devices
+from .calibration import Outcome, default_specs
+from .calibration import calibrate as run_calibration
 from .devices import Placement, ReportRow, Target, host_target, known_targets, load_target, system_report
+from .devices.cpuinfo import cpu_facts
 from .errors import BackendError, InputError, ModelError, OutputError, VerificationError
 from .frontends import Arrays, Traced, trace
 from .ir import Workload
@@ -36,8 +39,8 @@ from .plan import Plan
 from .runtime import Compiled, Explanation, explain, resolve
 from .runtime.measure import Timing
 
-__all__ = ["Compiled", "Explanation", "Settings", "aot_compile", "check_output", "compile", "compile_traced",
-           "device_report", "explain", "find_target", "known_targets", "load", "lower_plan", "partition", "price",
+__all__ = ["Compiled", "Explanation", "Outcome", "Settings", "aot_compile", "calibrate", "check_output", "compile",
+           "compile_traced", "device_report", "explain", "find_target", "known_targets", "load", "lower_plan", "partition", "price",
            "trace"]  # fmt: skip
 
 #: Called with the name of a step, how much of it is done, and how much there is.
@@ -283,6 +286,22 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = now - self._last
         self._last = now
+
+
+def calibrate(
+    specs: Sequence[str] | None = None,
+    threads: Sequence[int] = (),
+    seconds: float = 80.0,
+    progress: Callable[[str, float], None] = lambda spec, share: None,
+) -> list[Outcome]:
+    """Measure placements of this machine (all by default), fit the cost model to them and store the result.
+
+    `threads` are numbers of CPU threads (default: one per core); `seconds` is the time for all measurements.
+    Raises `TargetError` for a placement that is not here, `QeilError` where nothing can be stored.
+    """
+    specs = specs or default_specs()
+    host_target(specs, found_devices())
+    return run_calibration(specs, threads or [cpu_facts().cores], seconds, progress)
 
 
 def load(path: str | Path) -> Compiled:

@@ -16,7 +16,6 @@ from scipy.optimize import least_squares
 from qeil_compile.devices.calibrated import (
     FEATURES,
     PARAMETERS,
-    Calibration,
     Memory,
     Residuals,
     Rows,
@@ -42,7 +41,6 @@ class Sample:
     name: str
     rows: Rows
     seconds: float
-    spread: float
 
 
 @dataclass(frozen=True)
@@ -129,21 +127,24 @@ def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
                 keep.append((s, i))
                 count.append(1.0)
     picked = [np.array([i for t, i in keep if t == s], dtype=int) for s in range(len(tables))]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(t, name)[p] for t, p in zip(tables, picked, strict=True)])
+
+    families = tuple(tables[s].families[i] for s, i in keep)
     merged = Rows(
-        tuple(tables[s].families[i] for s, i in keep),
-        *(
-            np.concatenate([getattr(t, n)[p] for t, p in zip(tables, picked, strict=True)])
-            for n in ("flops", "weights", "activations", "total", "units")
-        ),
-        np.concatenate([t.features[p] for t, p in zip(tables, picked, strict=True)]),
-    )
+        families, column("flops"), column("weights"), column("activations"), column("total"), column("units"),
+        column("features"),
+    )  # fmt: skip
     return merged, np.array([s for s, _ in keep]), np.array(count)
 
 
 def fit(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
     """Parameters for these networks; `cache_bytes` is the last-level cache of the device (0: not known)."""
     problem = _Problem(samples, cache_bytes)
-    found = least_squares(problem.residuals, problem.prior, problem.jacobian, loss="soft_l1", tr_solver="lsmr", max_nfev=100)
+    found = least_squares(
+        problem.residuals, problem.prior, problem.jacobian, loss="soft_l1", tr_solver="lsmr", max_nfev=100
+    )
     entry, memory, table = problem.unpack(found.x)
     error = np.log(problem.measured / problem.totals(found.x))
     main = _main_family(problem, found.x)
@@ -174,13 +175,3 @@ def _residuals(problem: _Problem, error: np.ndarray, main: np.ndarray, family: i
     inverse = inverse.ravel()
     means = np.bincount(inverse, values) / np.bincount(inverse)
     return Residuals.fit(unique, means)
-
-
-def calibration(
-    fitted: Fitted, engine: str, device: str, threads: int, version: str, missing: Mapping[str, str]
-) -> Calibration:
-    """The fit with what it belongs to."""
-    return Calibration(
-        engine, device, threads, version, fitted.entry, fitted.memory, fitted.families, fitted.residuals,
-        fitted.spread, dict(missing),
-    )  # fmt: skip

@@ -90,7 +90,7 @@ def four_bits(rows: int, inner: int, cols: int, repeats: int, block: int = 32) -
 def products(batch: int, rows: int, width: int, repeats: int) -> Network:
     """Products of two activations, as in attention without a fused operator: x y and back, `repeats` times."""
     chain, x = Chain((1, batch, rows, width), (1, batch, width, rows)), "x0"
-    scale = chain.constant(np.float32(1.0 / np.sqrt(rows * width)))
+    scale = chain.constant(np.array(1.0 / np.sqrt(rows * width), np.float32))
     for _ in range(repeats):
         x = chain.node("MatMul", chain.node("Mul", chain.node("MatMul", x, "x1"), scale), x)
     return chain.network(f"products {batch}x{rows}x{width} x{repeats}", "gemm", x)
@@ -210,97 +210,6 @@ def pooling(kind: str, channels: int, side: int, repeats: int) -> Network:
     return chain.network(f"{kind} {channels}x{side} x{repeats}", "reduce", x)
 
 
-def suite() -> list[Network]:
-    """Every network of a calibration, in no order of importance."""
-    return [*_products(), *_convolutions(), *_others()]
-
-
-def _products() -> list[Network]:
-    found = [
-        gemm(rows, inner, cols, _repeats(4.0 * rows * inner * cols, 8.0 * inner * cols))
-        for rows in (1, 4, 16, 64, 128, 384)
-        for inner, cols in ((64, 64), (128, 128), (256, 256), (128, 512), (256, 1024), (512, 512), (768, 768))
-    ]
-    # Weights that no cache holds.
-    found += [gemm(1, 1024, 4096, n) for n in (1, 2, 4)] + [gemm(1, 768, 3072, 8), gemm(1, 640, 16384, 1)]
-    found += [gemm(8, 768, 3072, 4), gemm(32, 1024, 2048, 4), gemm(96, 768, 3072, 1), gemm(64, 512, 8192, 1)]
-    found += [gemm(16, 256, 256, 2, np.float16), gemm(1, 256, 1024, 2, np.float16)]
-    found += [four_bits(1, 768, 3072, 4), four_bits(16, 768, 768, 2), four_bits(1, 256, 256, 8)]
-    sizes = ((12, 1, 64), (12, 16, 64), (8, 64, 64), (12, 128, 64), (4, 256, 64), (8, 32, 32), (16, 64, 128))
-    return found + [products(*s, repeats=4) for s in sizes]
-
-
-def _repeats(flops: float, nbytes: float) -> int:
-    """So many that one call takes about a millisecond on a core of 100 GFLOP/s, from 1 to 16."""
-    return int(np.clip(1e-3 / (flops / 1e11 + nbytes / 3e10), 1, 16))
-
-
-def _convolutions() -> list[Network]:
-    found = []
-    for channels, side in (
-        (16, 112), (32, 112), (16, 56), (32, 56), (64, 56), (32, 28), (64, 28), (128, 28), (64, 14), (128, 14),
-        (256, 14), (128, 7), (256, 7), (512, 7), (24, 56), (96, 14), (12, 28), (8, 28),
-    ):  # fmt: skip
-        work = 2.0 * channels * channels * side * side
-        shape = (channels, side, side)
-        found.append(convolutions("1x1", shape, [Layer(channels, (1, 1))], _repeats(work, 0)))
-        if work < 1e8:
-            found.append(convolutions("3x3", shape, [Layer(channels, (3, 3))], min(8, _repeats(9 * work, 0))))
-        if channels in (16, 32, 64, 128, 256, 512, 96):
-            found.append(convolutions("depthwise 3x3", shape, [Layer(channels, (3, 3), groups=0)], 8))
-    for narrow, wide, side in ((16, 64, 56), (64, 256, 28), (128, 512, 14), (512, 2048, 7), (64, 8, 30), (256, 6, 10)):
-        pair = [Layer(wide, (1, 1)), Layer(narrow, (1, 1))]
-        found.append(convolutions(f"1x1 to {wide}", (narrow, side, side), pair, 2))
-    for first in (16, 32, 64):
-        pyramid = [Layer(first * 2**i, (3, 3), 2) for i in range(4)]
-        found.append(convolutions(f"3x3 pyramid {first}", (3, 160, 160), pyramid))
-        found.append(convolutions(f"7x7 to {first}", (3, 160, 160), [Layer(first, (7, 7), 2)]))
-        deep = [Layer(first, (3, 3), 2, 0)] * 3
-        found.append(convolutions(f"depthwise pyramid {first}", (first, 112, 112), deep))
-        down = [Layer(first * 2 ** (i + 1), (1, 1), 2) for i in range(3)]
-        found.append(convolutions(f"1x1 pyramid {first}", (first, 112, 112), down))
-    found.append(convolutions("depthwise 5x5", (64, 28, 28), [Layer(64, (5, 5), groups=0)], 8))
-    # Weights that no cache holds.
-    found.append(convolutions("3x3", (512, 7, 7), [Layer(512, (3, 3))], 8))
-    found.append(convolutions("1x1 to 2048", (512, 4, 4), [Layer(2048, (1, 1)), Layer(512, (1, 1))], 8))
-    lines = ((64, 128, 3), (128, 32, 3), (128, 4, 3), (64, 2, 3), (128, 1, 3), (64, 8, 9), (256, 64, 5), (64, 256, 9))
-    for channels, length, window in lines:
-        found.append(convolutions(f"1-D {window}", (channels, length), [Layer(channels, (window,))], 4))
-    for narrow, wide, length, window in ((128, 256, 4, 3), (16, 128, 4, 1), (1, 128, 256, 128)):
-        pair = [Layer(wide, (window,), padded=window < length), Layer(narrow, (1,))]
-        found.append(convolutions(f"1-D {window} to {wide}", (narrow, length), pair, 2 if window < length else 1))
-    for channels, length, window in ((64, 128, 3), (128, 256, 5), (256, 256, 3)):
-        layer = Layer(channels, (window, 1), padded=False)
-        found.append(convolutions(f"{window}x1", (channels, length, 1), [layer], 3))
-    return found
-
-
-def _others() -> list[Network]:
-    found = [elementwise(k, size, 8) for k in (*UNARY, *BINARY) for size in (64, 16384, 524288)]
-    found += [elementwise("Add", size, 4) for size in (4096, 131072, 4194304)]
-    # Next to nothing to compute, once and often: what a call and a kernel cost.
-    found += [rowwise("Softmax", 1, 8, n) for n in (1, 32)] + [movement("Squeeze", 256, n) for n in (1, 16)]
-    kinds = ("Softmax", "LayerNormalization", "RMSNormalization")
-    found += [rowwise(k, *shape, repeats=4) for k in kinds for shape in ((1, 512), (64, 128), (128, 768), (2048, 64))]
-    found += [rowwise("Softmax", rows, width, 4) for rows, width in ((4096, 2), (1536, 128), (12, 256))]
-    found += [
-        movement(k, n, 4) for k in ("Transpose", "Concat", "Split", "Pad", "Gather") for n in (1024, 65536, 524288)
-    ]
-    found += [
-        reduction(k, *shape, repeats=4)
-        for k in ("ReduceSum", "ReduceMean", "ReduceMax")
-        for shape in ((128, 256, 2), (256, 128, 1), (4, 16, 2), (1024, 512, 2))
-    ]
-    found += [pooling(k, c, s, 4) for k in ("MaxPool", "AveragePool") for c, s in ((16, 56), (64, 28), (256, 7))]
-    sizes = (
-        (12, 128, 128, 64),
-        (12, 1, 128, 64),
-        (8, 64, 64, 32),
-        (8, 1, 1024, 64),
-        (4, 256, 256, 64),
-        (12, 16, 16, 64),
-    )
-    found += [attention(*s, repeats=2) for s in sizes]
-    return found + [
-        recurrent(k, steps, width, 2) for k in ("LSTM", "GRU") for steps, width in ((1, 128), (16, 64), (32, 256))
-    ]
+def chain_to_cut() -> Network:
+    """A chain of small operators that no engine merges, to be cut into stages."""
+    return rowwise("Softmax", 4, 64, 16)

@@ -1,6 +1,6 @@
 """Times the networks of a calibration on one engine and device, in a process of its own.
 
-    python -m qeil_compile.calibration.worker ENGINE DEVICE THREADS ROUNDS
+    python -m qeil_compile.calibration.worker ENGINE DEVICE THREADS SECONDS
 
 An engine's threads that wait by spinning would disturb the next one, and torch has one pool for a process: so each
 engine and number of threads gets its own. The networks take turns, round after round, so that a slow minute of the
@@ -19,16 +19,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qeil_compile.backends import backend
+from qeil_compile.backends import Executable, backend
 from qeil_compile.backends.onnx_tools import whole_program
 from qeil_compile.errors import QeilError, first_line
-from qeil_compile.frontends import trace
+from qeil_compile.frontends import Traced, trace
 
-from .networks import Network, suite
+from .energy import counter_for, joules
+from .networks import Network, chain_to_cut
+from .suite import suite
 
 #: A turn ends after this many seconds, but not before its second call.
 _TURN_SECONDS = 4e-3
 _MOST_CALLS = 20
+#: Rounds: at least so many, whatever the time; never more than so many.
+_LEAST, _MOST = 3, 15
 
 
 @dataclass
@@ -39,32 +43,82 @@ class _Run:
 
 def main(arguments: list[str]) -> None:
     """Compile, time, report."""
-    engine, device, threads, rounds = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
-    networks = suite()
+    engine, device, threads, seconds = arguments[0], arguments[1], int(arguments[2]), float(arguments[3])
+    started = time.perf_counter()
+    builds = suite()
     runs: dict[str, _Run] = {}
     refused: dict[str, str] = {}
-    total = len(networks) * (1 + rounds)
-    for k, network in enumerate(networks):
+    for k, build in enumerate(builds):
+        network = build()
         try:
             runs[network.name] = _Run(_prepared(network, engine, device, threads))
         except QeilError as error:
             refused[network.name] = first_line(error)
-        _say({"done": k + 1, "total": total})
-    for r in range(rounds):
+        _say({"done": 0.3 * (k + 1) / len(builds)})
+    counter = counter_for(engine, device)
+    reserved = _ENERGY_SECONDS * len(_energetic(runs)) if counter else 0.0
+    stages = _stages(engine, device, threads)
+    runs |= stages
+    for r in range(_MOST):
+        used = (time.perf_counter() - started) / max(seconds - reserved, 1e-3)
+        if r >= _LEAST and used > 1.0 - 1.0 / (r + 1.5):  # another round would not fit
+            break
         for run in runs.values():
             run.rounds.append(_turn(run.call))
-        _say({"done": len(networks) * (2 + r), "total": total})
-    _say({"seconds": {name: run.rounds for name, run in runs.items()}, "refused": refused})
+        _say({"done": min(0.3 + 0.7 * max(used, r / _MOST), 1.0)})
+    energy = {name: joules(counter, runs[name].call, _ENERGY_SECONDS) for name in _energetic(runs)} if counter else {}
+    _say({
+        "seconds": {name: run.rounds for name, run in runs.items() if name not in stages},
+        "stages": {name: run.rounds for name, run in stages.items()},
+        "refused": refused,
+        "energy": energy,
+        "counter": counter.name if counter else "",
+    })  # fmt: skip
+
+
+#: Seconds of continuous running per energy reading: counters tick every few milliseconds.
+_ENERGY_SECONDS = 1.0
+
+
+def _energetic(runs: dict[str, _Run]) -> list[str]:
+    """Networks whose energy is read: from all arithmetic to all traffic."""
+    return [n for n in runs if n.startswith(("gemm", "Add", "conv 1x1"))][::4]
 
 
 def _prepared(network: Network, engine: str, device: str, threads: int) -> Callable[[], object]:
     traced = trace(network.model)
-    program = whole_program(traced.source)
-    weights = {n: traced.source.weight(k) for n, k in program.weights.items()}
-    run = backend(engine).compile(program, weights, device, threads=threads)
-    inputs = [np.ascontiguousarray(traced.samples[n]) for n in program.inputs]
+    run = _compiled(traced, engine, device, threads, None)
+    inputs = [np.ascontiguousarray(traced.samples[n]) for n in traced.graph.inputs]
     run(inputs)
     return lambda: run(inputs)
+
+
+def _compiled(traced: Traced, engine: str, device: str, threads: int, ops: list[int] | None) -> Executable:
+    source, graph = traced.source, traced.graph
+    if ops is None:
+        program = whole_program(source)
+    else:
+        inputs, outputs = graph.ops[ops[0]].inputs[:1], graph.ops[ops[-1]].outputs[:1]
+        program = source.cut("onnx", ops, inputs, outputs)
+    weights = {n: source.weight(k) for n, k in program.weights.items()}
+    return backend(engine).compile(program, weights, device, threads=threads)
+
+
+def _stages(engine: str, device: str, threads: int) -> dict[str, _Run]:
+    """One chain as a single stage, and cut at every operator: the difference is what boundaries cost."""
+    traced = trace(chain_to_cut().model)
+    count = len(traced.graph.ops)
+    whole = _compiled(traced, engine, device, threads, None)
+    cut = [_compiled(traced, engine, device, threads, [i]) for i in range(count)]
+    first = [np.ascontiguousarray(traced.samples[traced.graph.inputs[0]])]
+
+    def chained() -> object:
+        values = first
+        for run in cut:
+            values = list(run(values))
+        return values
+
+    return {"whole": _Run(lambda: whole(first)), f"cut {count}": _Run(chained)}
 
 
 def _turn(call: Callable[[], object]) -> float:

@@ -16,8 +16,8 @@ import typer
 
 from qeil_compile.errors import QeilError
 
+from . import calibrate, demo, devices, explain, run, verify
 from . import compile as compile_command
-from . import demo, devices, explain, run, verify
 from .console import options
 
 #: typer 0.20 uses click, later versions a copy of their own: the base of usage errors is found by its name.
@@ -34,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("compile")(compile_command.command)
+app.command("calibrate")(calibrate.command)
 app.command("run")(run.command)
 app.command("explain")(explain.command)
 app.command("verify")(verify.command)

@@ -31,8 +31,47 @@ PARAMETERS = ("launch", "per_unit", "rate", "scale", *(f"h{i}" for i in range(FE
 _LENGTH, _TRUST = 0.9, 0.8
 
 
+#: Names of one operation in the two dialects, in lower case without underscores; the second is measured.
+_SAME = {
+    "scaleddotproductattention": "attention",
+    "layernorm": "layernormalization",
+    "nativelayernorm": "layernormalization",
+    "rmsnorm": "rmsnormalization",
+    "simplifiedlayernormalization": "rmsnormalization",
+    "skiplayernormalization": "layernormalization",
+    "skipsimplifiedlayernormalization": "rmsnormalization",
+    "fastgelu": "gelu",
+    "biasgelu": "gelu",
+    "quickgelu": "sigmoid",
+    "silu": "sigmoid",
+    "swish": "sigmoid",
+    "cat": "concat",
+    "permute": "transpose",
+    "embedding": "gather",
+    "mean": "reducemean",
+    "sum": "reducesum",
+    "amax": "reducemax",
+    "maxpool2dwithindices": "maxpool",
+    "maxpool2d": "maxpool",
+    "avgpool2d": "averagepool",
+    "globalaveragepool": "reducemean",
+    "splitwithsizes": "split",
+    "constantpadnd": "pad",
+    "unsqueeze": "squeeze",
+    "reshape": "squeeze",
+    "flatten": "squeeze",
+    "view": "squeeze",
+}
+
+
+def canonical(type_: str) -> str:
+    """One name for an operation in both dialects: `layer_norm` and `LayerNormalization` agree."""
+    plain = type_.replace("_", "").lower()
+    return _SAME.get(plain, plain)
+
+
 def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: float) -> str:
-    """Kernels of one family share parameters: `conv depthwise`, `gemm`, `elementwise Tanh`, ..."""
+    """Kernels of one family share parameters: `conv depthwise`, `gemm`, `elementwise tanh`, ..."""
     wide = "" if dtype in ("float32", "float64", "int64", "int32", "bool") else f" {dtype}"
     if kind in ("gemm", "gemv"):
         return f"gemm{wide}" if weights > 0 else f"gemm of activations{wide}"
@@ -41,8 +80,8 @@ def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: f
         form = "depthwise" if inner == 1 and groups > 1 else "pointwise" if window == 1 else "dense"
         return f"conv {form}{' 1-D' if axes == 1 else ''}{wide}"
     if kind in ("attention", "recurrent"):
-        return f"{kind} {type_}{wide}"
-    return f"{kind} {type_}"
+        return f"{kind} {canonical(type_)}{wide}"
+    return f"{kind} {canonical(type_)}"
 
 
 def extents(kind: str, dims: Sequence[int], flops: float) -> tuple[float, tuple[float, ...]]:
@@ -150,9 +189,7 @@ def _memory_slopes(rows: Rows, scale: np.ndarray, memory: Memory, moved: np.ndar
     step, found = 1e-5, []
     for name in ("cache", "memory", "capacity"):
         other = replace(memory, **{name: getattr(memory, name) * (1.0 + step)})
-        changed = scale * (
-            other.seconds(rows.weights, rows.total) + other.seconds(rows.activations, rows.activations)
-        )
+        changed = scale * (other.seconds(rows.weights, rows.total) + other.seconds(rows.activations, rows.activations))
         found.append((changed / np.maximum(moved, 1e-30) - (moved > 0)) / step)
     return found
 
@@ -190,9 +227,11 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class Calibration:
     """What was measured of one engine and device at one number of threads.
 
-    `entry` [s] is what a call of a stage costs, `families` maps a family to its parameters in the order of
-    `PARAMETERS`, `spread` to the relative error that the fit leaves on its own measurements, `missing` says what could
-    not be fitted and why.
+    `entry` [s] is what a call of a stage costs and `boundary` [s] one more call in a chain of stages (None: not
+    measured). `families` maps a family to its parameters in the order of `PARAMETERS`, `spread` to the relative error
+    that the fit leaves on its own measurements, `noise` is the median relative spread of the measurements between
+    rounds. `energy` holds coefficients (power_const [W], energy_per_flop [J/FLOP], energy_per_byte [J/B]) where a
+    counter could be read. `missing` says what could not be fitted and why.
     """
 
     engine: str
@@ -205,6 +244,9 @@ class Calibration:
     residuals: Mapping[str, Residuals] = field(default_factory=dict)
     spread: Mapping[str, float] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    boundary: float | None = None
+    noise: float = 0.0
+    energy: Mapping[str, float] = field(default_factory=dict)
 
     def seconds(self, kernels: KernelTable) -> np.ndarray:
         """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
@@ -241,6 +283,9 @@ class Calibration:
             },
             "spread": dict(self.spread),
             "missing": dict(self.missing),
+            "boundary": self.boundary,
+            "noise": self.noise,
+            "energy": dict(self.energy),
         }
 
     @staticmethod
@@ -260,4 +305,7 @@ class Calibration:
             },
             {f: float(v) for f, v in data["spread"].items()},
             {f: str(v) for f, v in data["missing"].items()},
+            None if data["boundary"] is None else float(data["boundary"]),
+            float(data["noise"]),
+            {f: float(v) for f, v in data["energy"].items()},
         )

@@ -59,6 +59,13 @@ def cpu_facts() -> CpuFacts:
     )
 
 
+def cache_bytes() -> float:
+    """Last-level cache [B] that the first processor sees; 0 where the system does not tell."""
+    sizes = [_read(str(f)).strip() for f in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20}
+    return float(max((int(s[:-1]) * units[s[-1]] for s in sizes if s[:-1].isdigit() and s[-1] in units), default=0))
+
+
 def parse_cpuinfo(text: str) -> tuple[str, int, frozenset[str], float]:
     """Model, physical cores, vector flags and highest clock [Hz] from the text of /proc/cpuinfo.
 

@@ -45,6 +45,22 @@ def nvidia_devices() -> tuple[list[NvidiaFacts], str]:
         pynvml.nvmlShutdown()
 
 
+def total_energy(index: int) -> float:
+    """Energy [J] that a board has drawn since the driver was loaded. Raises `OSError` where it is not told."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception as exc:  # no package, no library or no driver: each has an error type of its own
+        raise OSError(f"NVML: {exc}") from exc
+    try:
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(index))) * 1e-3
+    except pynvml.NVMLError as exc:
+        raise OSError(f"NVML: {exc}") from exc
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _facts(nvml: Any, index: int) -> NvidiaFacts:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 

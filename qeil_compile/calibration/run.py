@@ -1,0 +1,155 @@
+"""`calibrate`: measure every engine and device of this machine, fit, and store what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from qeil_compile.backends import backend, found_devices
+from qeil_compile.devices import calibrations
+from qeil_compile.devices.calibrated import Calibration, Rows
+from qeil_compile.devices.cpuinfo import cache_bytes, cpu_facts
+from qeil_compile.devices.work import KernelTable
+from qeil_compile.errors import BackendError, QeilError
+from qeil_compile.frontends import trace
+from qeil_compile.ir import OpGraph
+from qeil_compile.passes.count import OpCount, count
+from qeil_compile.passes.fuse import fuse
+from qeil_compile.passes.kernels import kernel_table
+
+from .fit import Sample, fit
+from .suite import suite
+
+Counted = tuple[OpGraph, Sequence[OpCount]]
+#: Called with the placement and the share of its measurements that is done.
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One placement at one number of threads: its calibration and where it is stored, or why there is none."""
+
+    spec: str
+    threads: int
+    calibration: Calibration | None = None
+    path: str = ""
+    reason: str = ""
+
+
+def default_specs() -> list[str]:
+    """Every placement that works on this machine."""
+    return [d.spec for d in found_devices() if d.available]
+
+
+def calibrate(
+    specs: Sequence[str], threads: Sequence[int], seconds: float, progress: Progress = lambda spec, share: None
+) -> list[Outcome]:
+    """Measure, fit and store each placement at each number of threads, in `seconds` in all (never fewer than three
+    rounds each). Devices that are no CPU are measured once. Raises `QeilError` where results cannot be stored.
+    """
+    jobs = [(s, t) for s in specs for t in (threads if _is_cpu(s) else (0,))]
+    graphs = _graphs()
+    outcomes: list[Outcome] = []
+    for spec, n in jobs:
+        engine, _, device = spec.partition(":")
+        try:
+            measured = _measure(engine, device, n, seconds / len(jobs), lambda share, s=spec: progress(s, share))  # type: ignore[misc]
+        except BackendError as error:
+            outcomes.append(Outcome(spec, n, reason=str(error)))
+            continue
+        found = _fitted(engine, device, n, measured, graphs)
+        outcomes.append(Outcome(spec, n, found, str(calibrations.save(found))))
+    return outcomes
+
+
+def _is_cpu(spec: str) -> bool:
+    return spec.partition(":")[2].lower().startswith("cpu")
+
+
+def _measure(
+    engine: str, device: str, threads: int, seconds: float, progress: Callable[[float], None]
+) -> Mapping[str, Any]:
+    """The worker's result. Raises `BackendError` when it fails."""
+    command = [sys.executable, "-m", f"{__package__}.worker", engine, device, str(threads), f"{seconds:.1f}"]
+    # A process of its own: an engine's spinning threads must not disturb the next engine.
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        last: Mapping[str, Any] = {}
+        for line in process.stdout:
+            if line.startswith("{"):  # engines print on standard output as well
+                last = json.loads(line)
+            if "done" in last:
+                progress(float(last["done"]))
+        noise = process.stderr.read()
+    if process.returncode or "seconds" not in last:
+        reason = next((x for x in reversed(noise.splitlines()) if x.strip()), f"exit status {process.returncode}")
+        raise BackendError(f"{engine}:{device}: the measuring process failed ({reason.strip()[:200]})")
+    return last
+
+
+def _fitted(
+    engine: str, device: str, threads: int, measured: Mapping[str, Any], graphs: Mapping[str, Counted]
+) -> Calibration:
+    rounds = {name: np.array(r) for name, r in measured["seconds"].items()}
+    tables = {n: kernel_table(fuse(g, c), c, engine) for n, (g, c) in graphs.items() if n in rounds}
+    samples = [Sample(n, Rows.of(tables[n]), float(np.median(rounds[n]))) for n in tables]
+    if not samples:
+        reason = next(iter(measured["refused"].values()), "no network ran")
+        raise QeilError(f"{engine}:{device}: nothing could be measured ({reason}); see `qeil devices`")
+    found = fit(samples, cache_bytes() if device.lower().startswith("cpu") else 0.0)
+    noise = np.median([np.subtract(*np.quantile(r, [0.75, 0.25])) / np.median(r) for r in rounds.values()])
+    missing: dict[str, str] = dict(measured["refused"])
+    energy = _energy(measured["energy"], tables)
+    if not energy:
+        missing["energy"] = "no energy counter can be read here: energies stay modelled"
+    return Calibration(
+        engine, device, threads or cpu_facts().cores, backend(engine).version(), found.entry, found.memory,
+        found.families, found.residuals, found.spread, missing, _boundary(measured["stages"]), float(noise), energy,
+    )  # fmt: skip
+
+
+def _graphs() -> dict[str, Counted]:
+    """Graph and counts of every network; the models themselves hold a gigabyte of weights and are let go."""
+    found: dict[str, Counted] = {}
+    for build in suite():
+        network = build()
+        graph = trace(network.model).graph.priced()
+        found[network.name] = graph, count(graph)
+    return found
+
+
+def _boundary(stages: Mapping[str, Sequence[float]]) -> float | None:
+    """Slope between a chain in one call and the same chain cut at every operator."""
+    cut = next((n for n in stages if n.startswith("cut ")), "")
+    if not cut or "whole" not in stages:
+        return None
+    pieces = int(cut.split()[1])
+    difference = float(np.median(np.array(stages[cut]) - np.array(stages["whole"])))
+    return max(difference, 0.0) / (pieces - 1)
+
+
+def _energy(readings: Mapping[str, Mapping[str, float]], tables: Mapping[str, KernelTable]) -> dict[str, float]:
+    """E = t P_const + W e_f + Q e_m over what was read, all coefficients non-negative; nothing without readings."""
+    if len(readings) < 3:
+        return {}
+    rows, joules = [], []
+    for name, r in readings.items():
+        kernels = tables[name]
+        rows.append([r["seconds"], r["calls"] * kernels.flops.sum(), r["calls"] * kernels.nbytes.sum()])
+        joules.append(r["joules"])
+    # Columns differ by many orders of magnitude: solve for their shares of the energy.
+    matrix, right = np.array(rows), np.array(joules)
+    scale = matrix.max(axis=0)
+    solution, _ = nnls(matrix / scale / right[:, None], np.ones(len(right)))
+    return dict(zip(("power_const", "energy_per_flop", "energy_per_byte"), (solution / scale).tolist(), strict=True))
