@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,6 +61,29 @@ class GPT2(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
 
+class GPT2Step(nn.Module):
+    """One decoding step of a `GPT2` with its cache as inputs and outputs.
+
+    token int64 [batch, 1], position int64 [1], then keys and values of each layer [batch, heads, past, width / heads]
+    -> logits [batch, 1, vocab], then keys and values with one row more.
+    """
+
+    def __init__(self, model: GPT2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the next token, and the longer cache."""
+        model, present = self.model, []
+        x = model.embedding(token) + F.embedding(position, model.position.weight)
+        for i, layer in enumerate(model.layers):
+            mixed, keys, values = layer.attention.step(layer.attention_norm(x), cache[2 * i], cache[2 * i + 1])
+            x = x + mixed
+            x = x + layer.mlp(layer.mlp_norm(x))
+            present += [keys, values]
+        return F.linear(model.norm(x), model.embedding.weight), *present
+
+
 class _Layer(nn.Module):
     """Attention and MLP, each behind a norm and added to the residual stream [b, l, width]."""
 
@@ -88,6 +112,13 @@ class _Attention(nn.Module):
         query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One more token [b, 1, width] against the cache: its output, and the longer keys and values."""
+        query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
+        keys, values = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+        mixed = F.scaled_dot_product_attention(query, keys, values)
+        return self.output(mixed.transpose(1, 2).flatten(2)), keys, values
 
     def _split(self, x: Tensor) -> Tensor:
         """[b, l, width] -> [b, heads, l, width / heads]."""

@@ -39,9 +39,26 @@ from .plan import Plan
 from .runtime import Compiled, Explanation, explain, resolve
 from .runtime.measure import Timing
 
-__all__ = ["Compiled", "Explanation", "Outcome", "Settings", "aot_compile", "calibrate", "check_output", "compile",
-           "compile_traced", "device_report", "explain", "find_target", "known_targets", "load", "lower_plan", "partition", "price",
-           "trace"]  # fmt: skip
+__all__ = [
+    "Compiled",
+    "Explanation",
+    "Outcome",
+    "Settings",
+    "aot_compile",
+    "calibrate",
+    "check_output",
+    "compile",
+    "compile_traced",
+    "device_report",
+    "explain",
+    "find_target",
+    "known_targets",
+    "load",
+    "lower_plan",
+    "partition",
+    "price",
+    "trace",
+]
 
 #: Called with the name of a step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]

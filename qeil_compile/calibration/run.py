@@ -70,6 +70,15 @@ def calibrate(
     return outcomes
 
 
+def stored(specs: Sequence[str], threads: int) -> calibrations.Calibrations:
+    """What earlier calibrations left for these placements, at today's engine versions (0 threads: one per core)."""
+    wanted = []
+    for spec in specs:
+        engine, _, device = spec.partition(":")
+        wanted.append((engine, backend(engine).version(), device))
+    return calibrations.load(wanted, threads or cpu_facts().cores)
+
+
 def _is_cpu(spec: str) -> bool:
     return spec.partition(":")[2].lower().startswith("cpu")
 

@@ -25,7 +25,7 @@ from qeil_compile.errors import QeilError, first_line
 from qeil_compile.frontends import Traced, trace
 
 from .energy import counter_for, joules
-from .networks import Network, chain_to_cut
+from .networks import chain_to_cut
 from .suite import suite
 
 #: A turn ends after this many seconds, but not before its second call.
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     for k, build in enumerate(builds):
         network = build()
         try:
-            runs[network.name] = _Run(_prepared(network, engine, device, threads))
+            runs[network.name] = _Run(prepared(trace(network.model), engine, device, threads))
         except QeilError as error:
             refused[network.name] = first_line(error)
         _say({"done": 0.3 * (k + 1) / len(builds)})
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
         if r >= _LEAST and used > 1.0 - 1.0 / (r + 1.5):  # another round would not fit
             break
         for run in runs.values():
-            run.rounds.append(_turn(run.call))
+            run.rounds.append(turn(run.call))
         _say({"done": min(0.3 + 0.7 * max(used, r / _MOST), 1.0)})
     energy = {name: joules(counter, runs[name].call, _ENERGY_SECONDS) for name in _energetic(runs)} if counter else {}
     _say({
@@ -85,8 +85,8 @@ def _energetic(runs: dict[str, _Run]) -> list[str]:
     return [n for n in runs if n.startswith(("gemm", "Add", "conv 1x1"))][::4]
 
 
-def _prepared(network: Network, engine: str, device: str, threads: int) -> Callable[[], object]:
-    traced = trace(network.model)
+def prepared(traced: Traced, engine: str, device: str, threads: int) -> Callable[[], object]:
+    """A call of the whole model with its sample inputs on an engine. Raises `BackendError`."""
     run = _compiled(traced, engine, device, threads, None)
     inputs = [np.ascontiguousarray(traced.samples[n]) for n in traced.graph.inputs]
     run(inputs)
@@ -121,7 +121,8 @@ def _stages(engine: str, device: str, threads: int) -> dict[str, _Run]:
     return {"whole": _Run(lambda: whole(first)), f"cut {count}": _Run(chained)}
 
 
-def _turn(call: Callable[[], object]) -> float:
+def turn(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls in a row [s], after one that does not count."""
     call()
     best, started = np.inf, time.perf_counter()
     for k in range(_MOST_CALLS):
