@@ -1,4 +1,4 @@
-"""Small networks for tests, each with a corner of its own, and the package's ResNet-50. All are seeded and in eval mode.
+"""Small networks for tests, each with a corner of its own, and ResNet-50. All are seeded and in eval mode.
 
 Every builder returns a module; `EXAMPLES` gives matching inputs by the builder's name.
 """
