@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,15 @@ def parse_target(data: Mapping[str, Any], file: str) -> Target:
 def check_profile(path: Path) -> list[str]:
     """Every problem of a profile file, each naming the field; an empty list for a good one."""
     try:
-        return [str(p) for p in _parse(_toml(path.read_bytes(), str(path)), str(path))[1]]
+        machine, problems = _parse(_toml(path.read_bytes(), str(path)), str(path))
     except TargetError as exc:
         return [str(exc)]
     except (OSError, ValueError) as exc:
         return [f"{path}: cannot be read ({exc}), expected a TOML file"]
+    if machine is not None:
+        for mode in machine.mode_names:
+            problems.attempt(partial(machine.at, mode, shipped_rules().voltage))
+    return [str(p) for p in problems]
 
 
 @cache

@@ -7,63 +7,33 @@ may be left out (see `reader.Table`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-from .engines import engine_constants
+from .fields import (
+    LINK,
+    NAME,
+    NAME_WITH_MODE,
+    NUMBERS,
+    REQUIRED,
+    by_dtype,
+    check_devices,
+    check_rates,
+    kind_of_value,
+    read_efficiencies,
+    read_engines,
+    read_name,
+    read_thermal,
+)
 from .modes import Mode, apply, read_modes
-from .profile import FLOAT_DTYPES, PROFILE_DTYPES, Coefficient, DeviceProfile, Efficiency, Kind, Link, Target, Thermal
-from .reader import Problems, Table, did_you_mean
+from .profile import Coefficient, DeviceProfile, Kind, Link, Target
+from .reader import Problems, Table
 from .rules import Rules
-from .work import OperatorKind
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-#: Of a target that was read back: it carries the power mode that it stands for.
-_NAME_WITH_MODE = re.compile(rf"{_NAME.pattern}(@{_NAME.pattern})?")
-_PLAIN_NAME = "letters, digits, '.', '_' and '-'"
-
-
-class _Field(NamedTuple):
-    unit: str
-    positive: bool = False
-    share: bool = False
-
-
-_REQUIRED: Mapping[str, _Field] = {
-    "memory_bandwidth": _Field("B/s", positive=True),
-    "memory_bytes": _Field("B", positive=True),
-    "launch_seconds": _Field("s"),
-    "power_const": _Field("W"),
-    "power_idle": _Field("W"),
-    "tdp": _Field("W", positive=True),
-    "energy_per_byte": _Field("J/B"),
-    "t_max": _Field("C", positive=True),
-    "efficiency_compute": _Field("1", share=True),
-    "efficiency_memory": _Field("1", share=True),
-}
-_OPTIONAL: Mapping[str, _Field] = {
-    "units": _Field("1", positive=True),
-    "cache_bytes": _Field("B", positive=True),
-}
-_NUMBERS: Mapping[str, _Field] = {**_REQUIRED, **_OPTIONAL}
-_THERMAL: Mapping[str, _Field] = {
-    "leakage": _Field("W"),
-    "reference": _Field("C"),
-    "slope": _Field("K"),
-    "resistance": _Field("K/W", positive=True),
-    "time_constant": _Field("s", positive=True),
-    "ambient": _Field("C"),
-}
-_LINK: Mapping[str, _Field] = {
-    "bandwidth": _Field("B/s", positive=True),
-    "latency": _Field("s"),
-    "energy_per_byte": _Field("J/B"),
-}
 _TEXTS = ("name", "kind", "title", "engines", "pool")
-_EVERY = (*_TEXTS, "peak_flops", "energy_per_flop", *_NUMBERS, "efficiencies", "thermal", "may_spill", "process")
+_EVERY = (*_TEXTS, "peak_flops", "energy_per_flop", *NUMBERS, "efficiencies", "thermal", "may_spill", "process")
 _COMPACT = ("use", "rules", "memory", "package_tdp", "source", "mode")
 
 #: The devices that `use` may name.
@@ -119,20 +89,21 @@ class _Reader:
             self.problems.append(top.error("use", top.data["use"], "no such key in a file of one device"))
             return None
         parsed = self.device(top)
-        if parsed is None:
+        if parsed is None or self.attempt(lambda: read_name(top, NAME)) is None:
             return None
         device = replace(parsed.device, name=parsed.device.kind)
         return Machine(Target(parsed.device.name, device.title, (device,), ()), (parsed.modes,))
 
     def target(self, top: Table) -> Machine | None:
-        name, title = self.attempt(lambda: _name(top, _NAME_WITH_MODE)), self.attempt(lambda: top.text("title"))
+        """Devices and links under a name."""
+        name, title = self.attempt(lambda: read_name(top, NAME_WITH_MODE)), self.attempt(lambda: top.text("title"))
         host = self.attempt(lambda: top.flag("host"))
         device_tables = self.attempt(lambda: top.tables("device", required=True)) or []
         link_tables = self.attempt(lambda: top.tables("link", required=False)) or []
         self.attempt(lambda: top.close(("host", "link")))
         read = [(self.device(t), t) for t in device_tables]
         found = [(p, t) for p, t in read if p is not None]
-        self.attempt(lambda: _check_devices([p.device for p, _ in found], [t for _, t in found]))
+        self.attempt(lambda: check_devices([p.device for p, _ in found], [t for _, t in found]))
         names = [p.device.name if p else str(t.data.get("name", "")) for p, t in read]
         links = [self.link(t, names) for t in link_tables]
         if self.problems or name is None or title is None:
@@ -149,9 +120,9 @@ class _Reader:
         given = self._given(t)
         compact = "use" in t.data or "rules" in t.data
         if not compact:
-            for key in (*_TEXTS, "peak_flops", "energy_per_flop", *_REQUIRED):
+            for key in (*_TEXTS, "peak_flops", "energy_per_flop", *REQUIRED):
                 if key not in t.data:
-                    self.attempt(partial(t.get, key, _expected(key)))
+                    self.attempt(partial(t.get, key, kind_of_value(key)))
         modes = self.attempt(lambda: read_modes(t)) if compact else ()
         self.attempt(lambda: t.close((*_EVERY, *_COMPACT) if compact else _EVERY))
         if len(self.problems) > before or modes is None:
@@ -174,16 +145,16 @@ class _Reader:
     def _given(self, t: Table) -> dict[str, Any]:
         """The fields that the table gives; problems are kept."""
         readers: dict[str, Callable[[], Any]] = {
-            "name": partial(_name, t, _NAME),
+            "name": partial(read_name, t, NAME),
             "kind": partial(t.choice, "kind", get_args(Kind)),
             "title": partial(t.text, "title"),
-            "engines": partial(_engines, t),
+            "engines": partial(read_engines, t),
             "pool": partial(t.text, "pool"),
-            "peak_flops": partial(_by_dtype, t, "peak_flops", "FLOP/s"),
-            "energy_per_flop": partial(_by_dtype, t, "energy_per_flop", "J/FLOP"),
-            **{k: partial(t.coefficient, k, s.unit, positive=s.positive, share=s.share) for k, s in _NUMBERS.items()},
-            "efficiencies": partial(_efficiencies, t),
-            "thermal": partial(_thermal, t),
+            "peak_flops": partial(by_dtype, t, "peak_flops", "FLOP/s"),
+            "energy_per_flop": partial(by_dtype, t, "energy_per_flop", "J/FLOP"),
+            **{k: partial(t.coefficient, k, s.unit, positive=s.positive, share=s.share) for k, s in NUMBERS.items()},
+            "efficiencies": partial(read_efficiencies, t),
+            "thermal": partial(read_thermal, t),
             "may_spill": partial(t.flag, "may_spill"),
             "process": partial(t.text, "process"),
         }
@@ -203,7 +174,7 @@ class _Reader:
             device = self.rules.fill(t, given, short["rules"], short["memory"])
         else:
             device = DeviceProfile(**given)
-        _check_rates(device, t)
+        check_rates(device, t)
         return Parsed(device, modes)
 
     def link(self, t: Table, devices: list[str]) -> Link | None:
@@ -212,7 +183,7 @@ class _Reader:
         defaults = (self.attempt(lambda: self._link_rules(t)) if "rules" in t.data else None) or {}
         a, b = self.attempt(lambda: t.choice("a", devices)), self.attempt(lambda: t.choice("b", devices))
         numbers: dict[str, Any] = {k: v for k, v in defaults.items() if k not in t.data}
-        for key, s in _LINK.items():
+        for key, s in LINK.items():
             if key not in numbers:
                 numbers[key] = self.attempt(partial(t.coefficient, key, s.unit, positive=s.positive))
         self.attempt(t.close)
@@ -227,83 +198,3 @@ class _Reader:
         kind = t.choice("rules", self.rules.links)
         t.source = t.text("source")
         return self.rules.links[kind]
-
-
-def _name(t: Table, pattern: re.Pattern[str]) -> str:
-    name = t.text("name")
-    if not pattern.fullmatch(name):
-        raise t.error("name", name, _PLAIN_NAME)
-    return name
-
-
-def _expected(key: str) -> str:
-    return "a text" if key in ("kind", "title", "pool") else "a list of texts" if key == "engines" else "a table"
-
-
-def _efficiencies(t: Table) -> dict[str, Efficiency]:
-    inner = t.table("efficiencies")
-    found: dict[str, Efficiency] = {}
-    for kind in get_args(OperatorKind):
-        if kind in inner.data:
-            shares = inner.table(kind)
-            found[kind] = Efficiency(
-                shares.coefficient("compute", "1", share=True), shares.coefficient("memory", "1", share=True)
-            )
-            shares.close()
-    inner.close(get_args(OperatorKind))
-    return found
-
-
-def _thermal(t: Table) -> Thermal:
-    inner = t.table("thermal")
-    found = Thermal(**{k: inner.coefficient(k, s.unit, positive=s.positive) for k, s in _THERMAL.items()})
-    inner.close()
-    return found
-
-
-def _engines(t: Table) -> tuple[str, ...]:
-    specs, known = t.texts("engines"), engine_constants()
-    for spec in specs:
-        engine, _, device = spec.partition(":")
-        if not device:
-            raise t.error("engines", spec, "engine:DEVICE, such as openvino:NPU")
-        if engine not in known:
-            raise t.error("engines", spec, f"an engine of {', '.join(known)}{did_you_mean(engine, known)}")
-    return specs
-
-
-def _by_dtype(t: Table, key: str, unit: str) -> dict[str, Coefficient]:
-    inner = t.table(key)
-    found = {d: inner.coefficient(d, unit, positive=True) for d in PROFILE_DTYPES if d in inner.data}
-    inner.close(PROFILE_DTYPES)
-    if not found:
-        raise t.error(key, "an empty table", f"at least one of {', '.join(PROFILE_DTYPES)}")
-    return found
-
-
-def _check_rates(device: DeviceProfile, t: Table) -> None:
-    if set(device.energy_per_flop) != set(device.peak_flops):
-        raise t.error("energy_per_flop", ", ".join(device.energy_per_flop), f"{', '.join(device.peak_flops)}")
-    if not set(FLOAT_DTYPES) & set(device.peak_flops):
-        raise t.error("peak_flops", ", ".join(device.peak_flops), f"at least one of {', '.join(FLOAT_DTYPES)}")
-
-
-def _check_devices(devices: Iterable[DeviceProfile], tables: Iterable[Table]) -> None:
-    names: dict[str, DeviceProfile] = {}
-    owners: dict[str, str] = {}
-    pools: dict[str, DeviceProfile] = {}
-    for d, t in zip(devices, tables, strict=True):
-        if d.name in names:
-            raise t.error("name", d.name, "a name that no other device has")
-        names[d.name] = d
-        for spec in d.engines:
-            if spec in owners:
-                raise t.error("engines", spec, f"a placement that {owners[spec]} does not have already")
-            owners[spec] = d.name
-        first = pools.setdefault(d.pool, d)
-        if first.memory_bytes.value != d.memory_bytes.value:
-            raise t.error(
-                "memory_bytes",
-                d.memory_bytes.value,
-                f"{first.memory_bytes.value:g}, as {first.name} has, which shares pool {d.pool}",
-            )

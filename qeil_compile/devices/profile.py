@@ -184,6 +184,8 @@ class DeviceProfile:
             f"{self.name} ({self.kind}): {self.title}",
             f"  engines: {', '.join(self.engines)}",
             f"  pool: {self.pool}",
+            *([f"  process: {self.process}"] if self.process else []),
+            *(["  may_spill: what does not fit its memory is streamed from the host"] if self.may_spill else []),
         ]
         return "\n".join([*lines, *(f"  {name}: {c.as_text(sources)}" for name, c in flat(self))])
 

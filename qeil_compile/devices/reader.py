@@ -36,10 +36,11 @@ class Problems(list[TargetError]):
 class Table:
     """A TOML table that knows its file and path, and which of its keys were read.
 
-    `source` is the default source of a compact table: in it a coefficient may be a bare number, in the field's unit.
+    `source` is set for a compact table, in which a coefficient may leave out its unit: it is the default source, with
+    which a bare number is a coefficient, or empty.
     """
 
-    def __init__(self, file: str, path: str, data: Any, source: str = "") -> None:
+    def __init__(self, file: str, path: str, data: Any, source: str | None = None) -> None:
         self.file, self.path, self.source = file, path, source
         if not isinstance(data, Mapping):
             raise self.error("", data, "a table")
@@ -121,7 +122,7 @@ class Table:
     def coefficient(self, key: str, unit: str, *, positive: bool = False, share: bool = False) -> Coefficient:
         """`{ value, unit, source, low, high, assumed }` in the one unit that the field has.
 
-        In a compact table unit and source may be left out, and a number alone stands for its value.
+        In a compact table the unit may be left out; with a default source that too, and a number alone is a value.
         """
         if self.source and isinstance(self.data.get(key), int | float):
             t = Table(self.file, self.field(key), {"value": self.number(key)}, self.source)
@@ -129,7 +130,7 @@ class Table:
             t = self.table(key)
         value = t.number("value")
         source = t.text("source") if "source" in t.data or not self.source else self.source
-        found = t.text("unit") if "unit" in t.data or not self.source else unit
+        found = t.text("unit") if "unit" in t.data or self.source is None else unit
         if found != unit:
             raise t.error("unit", found, f"{unit!r}")
         if (positive or share) and value == 0:
