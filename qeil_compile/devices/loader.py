@@ -19,7 +19,7 @@ from qeil_compile.errors import TargetError
 
 from .engines import PROFILES
 from .parse import Machine, Parsed, parse_file
-from .profile import Target
+from .profile import DeviceProfile, Target
 from .reader import Problems, Table, did_you_mean
 from .rules import shipped_rules
 
@@ -80,6 +80,12 @@ def load_target(name_or_path: str) -> Target:
 def power_modes(name_or_path: str) -> tuple[str, ...]:
     """Names of the power modes of a profile. Raises `TargetError`."""
     return _find(name_or_path)[0].mode_names
+
+
+def catalogue_device(reported: str) -> DeviceProfile | None:
+    """The device of the catalogue that drivers report under this name."""
+    machines = (_shipped(name) for name in known_devices())
+    return next((m.target.devices[0] for m in machines if reported in m.known_as), None)
 
 
 def parse_target(data: Mapping[str, Any], file: str) -> Target:

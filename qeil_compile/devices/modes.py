@@ -83,7 +83,7 @@ def apply(device: DeviceProfile, mode: Mode, voltage: Voltage) -> DeviceProfile:
     width = changed["units"].value / device.units.value if device.units and "units" in changed else 1.0
     square = volts(clock, voltage) ** 2
     on = f" on {changed['units'].value:g} of {device.units.value:g} units" if width < 1 and device.units else ""
-    what = f"{mode.name}: {clock:.3g} of the full clock{on} [{mode.source}]"
+    what = f"{mode.name}: {clock:.3g} of the full clock{on} ({mode.source})"
 
     def scaled(c: Coefficient, by: float, why: str) -> Coefficient:
         low, high = (None if x is None else x * by for x in (c.low, c.high))

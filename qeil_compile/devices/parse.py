@@ -50,10 +50,14 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a file describes: a target without a mode, and the modes of each of its devices, in order."""
+    """What a file describes: a target without a mode, and the modes of each of its devices, in order.
+
+    A file of one device may say what drivers call it (`known_as`).
+    """
 
     target: Target
     modes: tuple[tuple[Mode, ...], ...] = ()
+    known_as: tuple[str, ...] = ()
 
     @property
     def mode_names(self) -> tuple[str, ...]:
@@ -88,11 +92,12 @@ class _Reader:
         if "use" in top.data:
             self.problems.append(top.error("use", top.data["use"], "no such key in a file of one device"))
             return None
+        known_as = self.attempt(lambda: top.texts("known_as")) if "known_as" in top.data else ()
         parsed = self.device(top)
-        if parsed is None or self.attempt(lambda: read_name(top, NAME)) is None:
+        if parsed is None or known_as is None or self.attempt(lambda: read_name(top, NAME)) is None:
             return None
         device = replace(parsed.device, name=parsed.device.kind)
-        return Machine(Target(parsed.device.name, device.title, (device,), ()), (parsed.modes,))
+        return Machine(Target(parsed.device.name, device.title, (device,), ()), (parsed.modes,), known_as)
 
     def target(self, top: Table) -> Machine | None:
         """Devices and links under a name."""
