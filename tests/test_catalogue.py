@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qeil_compile.cli import main
 from qeil_compile.devices import (
@@ -377,3 +381,48 @@ def test_ranges_name_what_is_uncertain_and_vary_changes_only_that() -> None:
 def test_vary_refuses_what_is_not_there(name: str, field: str, words: str) -> None:
     with pytest.raises(TargetError, match=words):
         vary(load_target("rtx-4090-workstation"), name, field, 1.0)
+
+
+# -- damaged short forms
+
+MINE = {
+    "name": "pc",
+    "title": "PC",
+    "device": [{"use": "ryzen-9-7950x"}, {**tomllib.loads(SHORT.format(name="card")), "package_tdp": 300}],
+    "link": [{"a": "cpu", "b": "card", "rules": "pcie", "source": "x", "bandwidth": 1e10}],
+}
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def paths(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [p for k, v in items for p in [(*at, k), *paths(v, (*at, k))]]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(paths(MINE)), st.booleans(), json_values)
+def test_any_change_of_a_short_form_is_accepted_or_refused_but_never_crashes(
+    path: tuple[Any, ...], removed: bool, value: Any
+) -> None:
+    data: Any = copy.deepcopy(MINE)
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    if removed:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    try:
+        target = parse_target(data, "file.toml")
+    except TargetError as exc:
+        assert str(exc).startswith("file.toml: ") and "found" in str(exc) and "expected" in str(exc)
+    else:
+        assert parse_target(target.to_json(), "again") == target
+
+
+def test_the_short_form_is_whole() -> None:
+    assert [d.name for d in parse_target(MINE, "file.toml").devices] == ["cpu", "card"]
