@@ -20,7 +20,8 @@ from .reader import Table
 #: (share of the full clock, share of the full voltage), rising.
 Voltage = Sequence[tuple[float, float]]
 
-#: What a mode may set outright, with units; `units` counts what stays on.
+#: What a mode may set outright, with units; `units` counts what stays on. A clock below the full one may be held
+#: where the full one is not: that is a better `efficiency_compute`.
 _SETTABLE: Mapping[str, str] = {
     "tdp": "W",
     "power_const": "W",
@@ -28,6 +29,7 @@ _SETTABLE: Mapping[str, str] = {
     "memory_bandwidth": "B/s",
     "energy_per_byte": "J/B",
     "units": "1",
+    "efficiency_compute": "1",
 }
 
 
@@ -59,7 +61,9 @@ def _mode(t: Table) -> Mode:
     if clock is not None and not 0 < clock <= 1:
         raise t.error("clock", clock, "a share of the full clock, above 0 and at most 1")
     changed: dict[str, Any] = {
-        k: t.coefficient(k, unit, positive=True) for k, unit in _SETTABLE.items() if k in t.data
+        k: t.coefficient(k, unit, positive=True, share=k.startswith("efficiency"))
+        for k, unit in _SETTABLE.items()
+        if k in t.data
     }
     if "peak_flops" in t.data:
         inner = t.table("peak_flops")
