@@ -44,6 +44,7 @@ def here(context: typer.Context, as_json: AsJson = False) -> None:
     missing = [m.split(": ", 1) for r in rows if r.kind != "other" for m in r.missing]
     table("not usable here (--json tells the rest)", ("placement", "reason"), missing)
     say(f"targets that can be compiled for without their devices: {', '.join(api.known_targets())}")
+    say(f"and {len(known_devices())} single devices: qeil devices list --devices")
 
 
 @app.command("list")
