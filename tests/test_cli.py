@@ -300,10 +300,7 @@ def test_bad_target_files(
     text = source.read_text()
     if not old:
         # A pool of 128 bytes holds neither of the two weights.
-        text = "\n".join(
-            'memory_bytes = { value = 128, unit = "B", source = "test" }' if line.startswith("memory_bytes") else line
-            for line in text.splitlines()
-        )
+        text = text.replace("[[device]]", '[[device]]\nmemory_bytes = { value = 128, source = "test" }')
     (tmp_path / "t.toml").write_text(text.replace(old, new) if old else text)
     arguments = ["compile", f"{models}/tiny.onnx", "-o", f"{tmp_path}/o.qeil", "--target", f"{tmp_path}/t.toml"]
     fails(capfd, tmp_path, [*arguments, "--dim", "batch=2"], *words)

@@ -55,8 +55,8 @@ def coefficients(data: Any) -> list[dict[str, Any]]:
 # -- shipped profiles
 
 
-def test_the_four_targets_are_shipped_under_their_own_names() -> None:
-    assert known_targets() == ["h200-server", SEED, "jetson-agx-orin", "lunar-lake-258v"]
+def test_the_targets_are_shipped_under_their_own_names() -> None:
+    assert {"h200-server", SEED, "jetson-agx-orin", "lunar-lake-258v", "rtx-4090-workstation"} <= set(known_targets())
     for name in known_targets():
         assert load_target(name).name == name
         assert not load_target(name).host
@@ -170,7 +170,7 @@ def test_boundaries_between_engines() -> None:
 # -- damaged profiles
 
 VALID = load_target(SEED).to_json()
-OPTIONAL = {"low", "high", "assumed", "host", "link"}
+OPTIONAL = {"low", "high", "assumed", "host", "link", "thermal", "units", "cache_bytes", "may_spill", "process"}
 
 
 def paths(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -494,7 +494,9 @@ def test_nvidia_boards_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
         (h200.memory_bandwidth, shipped.memory_bandwidth),
     ):
         assert ours.value == pytest.approx(sheet.value, rel=0.05)
-    assert odd.title == "NVIDIA Odd" and odd.flops("float32").assumed
+    assert not h200.flops("bfloat16").assumed and h200.flops("bfloat16") == shipped.flops("bfloat16")
+    assert h200.units == shipped.units and h200.thermal == shipped.thermal
+    assert odd.title == "NVIDIA Odd" and odd.flops("float32").assumed and odd.thermal is None
     for d in (h200, odd):
         watts = [d.power_const.value + c.value * d.energy_per_flop[k].value for k, c in d.peak_flops.items()]
         assert max(watts) <= 1.2 * d.tdp.value
@@ -503,6 +505,29 @@ def test_nvidia_boards_by_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["NVIDIA 0: NVIDIA H200"].engines == ("torch:cuda:0", "onnxruntime:CUDA")
     assert rows["NVIDIA 1: NVIDIA Odd"].engines == ("torch:cuda:1",)
     assert "700 W limit" in rows["NVIDIA 0: NVIDIA H200"].details
+
+
+def test_a_board_below_its_rated_power_runs_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeNvml("pynvml")
+    monkeypatch.setattr(fake, "nvmlDeviceGetPowerManagementLimit", lambda h: 400_000, raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    board, shipped = host_target(["torch:cuda:0"], CUDA_SEEN).devices[0], load_target("h200-sxm").devices[0]
+    assert board.tdp.value == 400
+    assert 400 / 700 < board.flops("float16").value / shipped.flops("float16").value < 1
+    assert board.energy("float16").value < shipped.energy("float16").value
+    assert board.memory_bandwidth == shipped.memory_bandwidth
+
+
+def test_a_board_that_the_catalogue_lacks_follows_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeNvml("pynvml")
+    monkeypatch.setattr(fake, "nvmlDeviceGetName", lambda h: "NVIDIA Unheard Of", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    board, h200 = host_target(["torch:cuda:0"], CUDA_SEEN).devices[0], load_target("h200-sxm").devices[0]
+    assert board.title == "NVIDIA Unheard Of" and board.tdp.value == 700 and board.may_spill
+    assert board.flops("float32").value == pytest.approx(h200.flops("float32").value, rel=0.05)
+    assert board.memory_bandwidth.value == pytest.approx(h200.memory_bandwidth.value, rel=0.05)
+    full = board.power_const.value + board.flops("float16").value * board.energy("float16").value
+    assert full == pytest.approx(700)
 
 
 def test_nvidia_without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> None:
     for package in _packages():
         assert f"{package.replace('.', '/')}/__init__.py" in names
     for data in ("qeil_compile/py.typed", "qeil_compile/devices/profiles/engines.toml",
+                 "qeil_compile/devices/profiles/devices/rtx-4090.toml",
                  "qeil_compile/models/data/stories260K/stories260K.bin"):  # fmt: skip
         assert data in names
 

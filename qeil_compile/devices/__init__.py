@@ -2,22 +2,41 @@
 
 from .engines import EngineConstants, boundary_seconds, engine_constants
 from .host import ReportRow, host_target, system_report
-from .loader import known_targets, load_target, parse_target
+from .loader import (
+    Known,
+    check_profile,
+    known_devices,
+    known_profiles,
+    known_targets,
+    load_target,
+    parse_target,
+    power_modes,
+    user_folder,
+)
 from .profile import Coefficient, DeviceProfile, Link, Placement, Target
+from .ranges import uncertain, vary
 
 __all__ = [
     "Coefficient",
     "DeviceProfile",
     "EngineConstants",
+    "Known",
     "Link",
     "Placement",
     "ReportRow",
     "Target",
     "boundary_seconds",
+    "check_profile",
     "engine_constants",
     "host_target",
+    "known_devices",
+    "known_profiles",
     "known_targets",
     "load_target",
     "parse_target",
+    "power_modes",
     "system_report",
+    "uncertain",
+    "user_folder",
+    "vary",
 ]

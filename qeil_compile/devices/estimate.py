@@ -10,8 +10,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from .cpuinfo import CpuFacts
+from .modes import Mode, Voltage, apply
 from .nvml import NvidiaFacts
 from .profile import Coefficient, DeviceProfile
+from .reader import Table
+from .rules import Rules
 
 _CALIBRATE = "run `qeil calibrate` to measure it"
 #: Dense fp16 tensor rate over the fp32 vector rate, by compute capability, from NVIDIA's data-sheets:
@@ -99,35 +102,39 @@ def cpu_profile(name: str, facts: CpuFacts, engines: tuple[str, ...], pool: str)
     )
 
 
-def nvidia_profile(
-    name: str, facts: NvidiaFacts, engines: tuple[str, ...], template: DeviceProfile
+def known_board(
+    name: str, facts: NvidiaFacts, engines: tuple[str, ...], device: DeviceProfile, voltage: Voltage
 ) -> DeviceProfile:
-    """An NVIDIA board; what NVML does not tell is taken from `template`."""
-    base = like(template, name, facts.name, engines, pool=f"{name} memory")
-    changed: dict[str, Any] = {}
+    """An NVIDIA board of the catalogue; memory and power limit are those that NVML tells."""
+    found = replace(device, name=name, title=facts.name, engines=engines, pool=f"{name} memory")
     if facts.memory_bytes:
-        changed["memory_bytes"] = Coefficient(facts.memory_bytes, "B", "told by NVML")
+        found = replace(found, memory_bytes=Coefficient(facts.memory_bytes, "B", "told by NVML"))
+    if not facts.power_limit:
+        return found
+    limit = Coefficient(facts.power_limit, "W", "power limit told by NVML")
+    if limit.value >= found.tdp.value:
+        return replace(found, tdp=limit)
+    return apply(found, Mode("limit", limit.source, None, {"tdp": limit}), voltage)
+
+
+def nvidia_profile(
+    name: str, facts: NvidiaFacts, engines: tuple[str, ...], template: DeviceProfile, rules: Rules
+) -> DeviceProfile:
+    """An NVIDIA board that the catalogue lacks; what NVML does not tell is taken from `template`, the rest by rule."""
+    pool = f"{name} memory"
+    base = like(template, name, facts.name, engines, pool)
+    given: dict[str, Any] = {"name": name, "kind": base.kind, "title": facts.name, "engines": engines, "pool": pool}
+    given |= {k: getattr(base, k) for k in ("peak_flops", "memory_bandwidth", "memory_bytes", "tdp")}
+    if facts.memory_bytes:
+        given["memory_bytes"] = Coefficient(facts.memory_bytes, "B", "told by NVML")
     if facts.bus_bits and facts.memory_clock:
         rate = 2 * facts.memory_clock * facts.bus_bits / 8
         source = f"estimated: {facts.bus_bits} bit x {facts.memory_clock / 1e6:g} MHz x 2, told by NVML"
-        changed["memory_bandwidth"] = assumed(rate, "B/s", source, 1.2)
-    limit = facts.power_limit or base.tdp.value
+        given["memory_bandwidth"] = assumed(rate, "B/s", source, 1.2)
     if facts.power_limit:
-        changed["tdp"] = Coefficient(limit, "W", "power limit told by NVML")
-    const = 0.15 * limit
-    changed["power_const"] = assumed(const, "W", "15 % of the power limit")
-    changed["power_idle"] = assumed(0.1 * limit, "W", "10 % of the power limit")
-    peak = _nvidia_peak(facts) or dict(base.peak_flops)
-    source = "the power limit without its constant part, spent at the peak rate"
-    changed["peak_flops"] = peak
-    changed["energy_per_flop"] = {
-        d: assumed((limit - const) / c.value, "J/FLOP", source) for d, c in peak.items()
-    }
-    bandwidth = changed.get("memory_bandwidth", base.memory_bandwidth).value
-    changed["energy_per_byte"] = assumed(
-        min(1.2e-10, (limit - const) / bandwidth), "J/B", "GDDR-class memory, bounded by the power limit", 3.0
-    )
-    return replace(base, **changed)
+        given["tdp"] = Coefficient(facts.power_limit, "W", "power limit told by NVML")
+    given["peak_flops"] = _nvidia_peak(facts) or given["peak_flops"]
+    return rules.fill(Table("this machine", name, {}), {**given, "may_spill": True}, "gpu-card", "gddr6")
 
 
 def _nvidia_peak(facts: NvidiaFacts) -> dict[str, Coefficient]:
@@ -166,5 +173,6 @@ def like(
             changed[f.name] = guess(value)
         elif f.name in ("peak_flops", "energy_per_flop"):
             changed[f.name] = {d: guess(c) for d, c in value.items()}
+    changed |= {"process": "", "units": None, "cache_bytes": None}
     changed |= {"name": name, "title": title, "engines": engines, "pool": pool}
     return replace(template, **changed)

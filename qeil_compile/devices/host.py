@@ -16,11 +16,12 @@ from typing import Protocol
 from qeil_compile.errors import TargetError
 
 from .cpuinfo import CpuFacts, cpu_facts
-from .estimate import assumed, cpu_profile, like, nvidia_profile
-from .loader import known_targets, load_target
+from .estimate import assumed, cpu_profile, known_board, like, nvidia_profile
+from .loader import catalogue_device, known_targets, load_target
 from .nvml import NvidiaFacts, nvidia_devices
 from .profile import Coefficient, DeviceProfile, Link, Target
 from .reader import did_you_mean
+from .rules import shipped_rules
 
 _POOL = "host memory"
 #: Where the templates for devices come from about which the system tells little.
@@ -128,10 +129,13 @@ def _profile(
     title = first.description or first.spec
     if _is_nvidia(first):
         board = _board(first, boards, int(name.removeprefix("cuda")))
-        template = known.device_of("gpu")
+        template, rules = known.device_of("gpu"), shipped_rules()
         if board is None:
             return like(template, name, title, engines, f"{name} memory")
-        return nvidia_profile(name, board, engines, template)
+        device = catalogue_device(board.name)
+        if device is not None:
+            return known_board(name, board, engines, device, rules.voltage)
+        return nvidia_profile(name, board, engines, template, rules)
     if name.startswith("dgpu"):
         return like(known.device_of("gpu"), name, title, engines, f"{name} memory")
     # Every other GPU or NPU is taken to live in the host's memory.

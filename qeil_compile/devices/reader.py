@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from qeil_compile.errors import TargetError
 
@@ -18,11 +18,30 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
-class Table:
-    """A TOML table that knows its file and path, and which of its keys were read."""
+_T = TypeVar("_T")
 
-    def __init__(self, file: str, path: str, data: Any) -> None:
-        self.file, self.path = file, path
+
+class Problems(list[TargetError]):
+    """What is wrong with a file, in the order of reading: a person mends all of it at once."""
+
+    def attempt(self, read: Callable[[], _T]) -> _T | None:
+        """What `read` returns; None after a problem, which is kept."""
+        try:
+            return read()
+        except TargetError as exc:
+            self.append(exc)
+            return None
+
+
+class Table:
+    """A TOML table that knows its file and path, and which of its keys were read.
+
+    `source` is set for a compact table, in which a coefficient may leave out its unit: it is the default source, with
+    which a bare number is a coefficient, or empty.
+    """
+
+    def __init__(self, file: str, path: str, data: Any, source: str | None = None) -> None:
+        self.file, self.path, self.source = file, path, source
         if not isinstance(data, Mapping):
             raise self.error("", data, "a table")
         self.data: Mapping[str, Any] = data
@@ -89,7 +108,7 @@ class Table:
 
     def table(self, key: str) -> Table:
         """A nested table."""
-        return Table(self.file, self.field(key), self.get(key, "a table"))
+        return Table(self.file, self.field(key), self.get(key, "a table"), self.source)
 
     def tables(self, key: str, required: bool) -> list[Table]:
         """A list of tables; an absent list is empty where it is not required."""
@@ -98,13 +117,20 @@ class Table:
         value = self.get(key, f"at least one [[{key}]]")
         if not isinstance(value, list) or (required and not value):
             raise self.error(key, value, f"at least one [[{key}]]")
-        return [Table(self.file, f"{self.field(key)}[{i}]", v) for i, v in enumerate(value)]
+        return [Table(self.file, f"{self.field(key)}[{i}]", v, self.source) for i, v in enumerate(value)]
 
     def coefficient(self, key: str, unit: str, *, positive: bool = False, share: bool = False) -> Coefficient:
-        """`{ value, unit, source, low, high, assumed }` in the one unit that the field has."""
-        t = self.table(key)
-        value, source = t.number("value"), t.text("source")
-        found = t.text("unit")
+        """`{ value, unit, source, low, high, assumed }` in the one unit that the field has.
+
+        In a compact table the unit may be left out; with a default source that too, and a number alone is a value.
+        """
+        if self.source and isinstance(self.data.get(key), int | float):
+            t = Table(self.file, self.field(key), {"value": self.number(key)}, self.source)
+        else:
+            t = self.table(key)
+        value = t.number("value")
+        source = t.text("source") if "source" in t.data or not self.source else self.source
+        found = t.text("unit") if "unit" in t.data or self.source is None else unit
         if found != unit:
             raise t.error("unit", found, f"{unit!r}")
         if (positive or share) and value == 0:
@@ -114,7 +140,7 @@ class Table:
         low = t.number("low") if "low" in t.data else None
         high = t.number("high") if "high" in t.data else None
         assumed = t.flag("assumed")
-        t.close(("low", "high"))
+        t.close(("low", "high", "unit", "source"))
         if low is not None and low > value:
             raise t.error("low", low, f"at most the value, {value:g}")
         if high is not None and high < value:
