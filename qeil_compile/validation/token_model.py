@@ -1,0 +1,177 @@
+"""The energy equation and the time of one decode step, and their joint fit on serving runs.
+
+For a step of b tokens on n GPUs that takes t seconds, with every rate as a share of its roof (u = rate / roof):
+
+    E/token = n t / b * TDP * min(1, c_const busy + c_wait (1 - busy)
+                                     + c_flop u_flop + c_weight u_weight + c_value u_value + c_cache u_cache + c_act u_act)
+
+which is E = t [P_const + W-rate e_f + Q-rate e_m] with e_f = c_flop TDP / P, e_m = c TDP / B and a price of bytes per
+kind of operator: weights by stored byte and by value (16 bits each, once on the chip, whatever they are stored in; a
+multiple of that where every block of weights has its own scale), the cache (attention kernels), and activations
+(norms, residuals, routing; as traversals of hidden size x layers). `busy` is the share of a step in which a GPU has
+experts to read while the others wait for the fullest one. The power is capped at TDP: what a board enforces. No
+temperature is in the data, so Phi is part of the prices. As shares, the prices carry over to a GPU without runs.
+
+    t = layers (s_layer + s_sync [n > 1] + s_route [routed]) + s_token b
+        + weights / (busy n eta_weight B) + cache b / (n eta_cache B) + W b / (n eta_flop P)
+
+is the roofline with a launch time, its parts in sequence as the kinds are (weights, attention, arithmetic).
+The arithmetic of prompts is shared by the tokens of an answer: W per token = 2 params (1 + prompt/output) + attention.
+Prompt lengths are not published: one positive mean per task, common to the energy and the time, is fitted.
+
+Fit: least squares on the logarithms of energy and time together (relative errors, soft L1, all parameters positive),
+with a weak pull to a centre, log-normal: it only matters for what the runs cannot tell (say, fp8 with no fp8 model
+in the fit part). The centres come from data-sheets and published coefficients, given beside each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, log
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from qeil_compile.validation.token_runs import Runs
+
+#: name: (centre, log standard deviation of the pull to it, upper bound)
+ENERGY = {
+    "c_const": (0.43, inf, 1.0),  # of TDP: SMs clocked, HBM and links awake; about 300 W of an H100
+    "c_wait": (0.17, 0.5, 1.0),  # waiting in a collective: about 120 W of an H100
+    "c_flop": (0.64, 0.4, inf),  # 0.45 pJ/FLOP on an H100: (TDP - P_const) at nearly full rate
+    "c_weight": (0.215, 0.3, inf),  # 45 pJ/B: HBM device 31 pJ/B (O'Connor, MICRO 2017) and its PHY
+    "c_value": (0.29, inf, inf),  # 120 pJ per 16-bit value, on the chip
+    "c_cache": (0.72, inf, inf),  # 150 pJ/B, attention included
+    "c_act": (24.0, inf, inf),  # about thirty traversals of 150 pJ/B per layer
+    "x_scaled": (1.5, 0.5, inf),  # c_value of weights with a scale per block, relative
+}
+TIME = {
+    "s_layer": (60e-6, inf, inf),  # half a dozen kernels of about 10 us
+    "s_sync": (30e-6, 0.7, inf),  # two small all-reduces over NVLink
+    "s_route": (60e-6, inf, inf),  # router, sort and gather kernels
+    "s_token": (20e-6, 1.0, inf),  # host work per sequence and step: sampling, bookkeeping
+    "eta_weight": (0.8, 0.2, 1.0),  # streaming kernels reach 70-93 % of HBM
+    "eta_cache": (0.6, 0.4, 1.0),
+    "eta_flop": (0.6, 0.25, 1.0),  # 59-77 % on server GPUs (NeuSight data)
+    "x_fp8": (1.3, 0.3, inf),  # roofs of fp8 kernels, relative: less of the peak is reached
+    "x_fp8_scaled": (1.5, 0.5, inf),  # the same for weights with a scale per block, on top
+}
+#: Candidate forms, simplest first: energy terms that are dropped (one price for all bytes; nobody waits).
+FORMS: dict[str, tuple[str, ...]] = {
+    "one byte price": ("c_value", "c_cache", "c_act", "c_wait", "x_scaled"),
+    "byte price per kind": ("c_wait",),
+    "byte price per kind, waiting": (),
+}
+PROMPT_SPREAD = 2.0  # log standard deviation of the pull on prompt lengths: next to none
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted parameters by name; `prompt` holds the mean prompt length per task [tokens]."""
+
+    form: str
+    values: Mapping[str, float]
+    prompt: Mapping[str, float]
+
+    def prompts(self, runs: Runs, default: Mapping[str, float]) -> np.ndarray:
+        """Prompt length of each run; a task outside the fit gets its assumed length."""
+        table = dict(default) | dict(self.prompt)
+        return np.array([table.get(t, default["other"]) for t in runs.task])
+
+
+def cache_bytes(runs: Runs, prompt: np.ndarray) -> np.ndarray:
+    """Bytes of cache and state that one token reads, in the middle of an answer."""
+    context = prompt + runs.output / 2
+    seen = np.where(runs.window > 0, np.minimum(context, runs.window), context)
+    return np.asarray(runs.cache_global * context + runs.cache_local * seen)
+
+
+def step_seconds(p: Mapping[str, float], runs: Runs, prompt: np.ndarray) -> np.ndarray:
+    """Modelled time of one decode step [s]."""
+    cached = cache_bytes(runs, prompt)
+    slow = np.where(runs.fp8, p["x_fp8"], 1.0)
+    scaled = np.where(runs.scaled > 0, p["x_fp8_scaled"], 1.0)
+    launch = runs.layers * (p["s_layer"] + p["s_sync"] * (runs.gpus > 1) + p["s_route"] * runs.routed)
+    per_gpu = runs.batch / runs.gpus
+    read = runs.weights / runs.busy / runs.gpus / (p["eta_weight"] * runs.bandwidth) * slow * scaled
+    attend = (cached + runs.state) * per_gpu / (p["eta_cache"] * runs.bandwidth)
+    flops = 2 * runs.params * (1 + prompt / runs.output)
+    return np.asarray(launch + p["s_token"] * runs.batch + read + attend + flops * per_gpu * slow / (p["eta_flop"] * runs.peak))
+
+
+def token_joules(p: Mapping[str, float], runs: Runs, prompt: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Energy per output token [J] of steps that take `seconds`."""
+    rate = runs.batch / seconds / runs.gpus  # tokens per second and GPU
+    cached = cache_bytes(runs, prompt)
+    answers = 1 + prompt / runs.output
+    flop = (2 * runs.params * answers + runs.attention * cached) * rate / runs.peak
+    bandwidth = runs.bandwidth
+    weight = runs.weights / seconds / runs.gpus / bandwidth
+    cache = (cached + runs.state) * rate / bandwidth
+    act = 2 * runs.width * answers * rate / bandwidth
+    power = p["c_flop"] * flop + p["c_weight"] * weight + p.get("c_cache", p["c_weight"]) * cache
+    if "c_value" in p:
+        values = runs.values + (p["x_scaled"] - 1) * runs.scaled
+        power = power + p["c_value"] * 2 * values / seconds / runs.gpus / bandwidth + p["c_act"] * act
+    power = power + p["c_const"] * runs.busy + p.get("c_wait", p["c_const"]) * (1 - runs.busy)
+    return np.asarray(np.minimum(power, 1.0) * runs.tdp * runs.gpus * seconds / runs.batch)
+
+
+def fit(
+    runs: Runs, form: str, clock: np.ndarray, lengths: Mapping[str, float], start: Fit | None = None
+) -> Fit:
+    """Energy (given the measured step times `clock`) and mean step time, fitted together.
+
+    Args:
+        runs: N runs of the fit part.
+        form: a key of `FORMS`.
+        clock: (N,) measured seconds per step that the energy equation takes.
+        lengths: assumed prompt length per task.
+        start: where to begin; None begins at the centres.
+    """
+    tasks = sorted(set(runs.task))
+    priors = {k: v for k, v in ENERGY.items() if k not in FORMS[form]} | TIME
+    priors |= {f"prompt {t}": (lengths.get(t, lengths["other"]), PROMPT_SPREAD, inf) for t in tasks}
+    names = list(priors)
+    centre = np.array([log(priors[k][0]) for k in names])
+    pull = np.array([0.1 / priors[k][1] if priors[k][1] < inf else 0.01 for k in names]) * np.sqrt(len(runs) / 100)
+    top = np.array([min(log(priors[k][2]), log(priors[k][0]) + 4) if priors[k][2] < inf else log(priors[k][0]) + 4 for k in names])
+    task_index = np.array([tasks.index(t) for t in runs.task])
+    measured = np.log(np.concatenate([runs.energy, runs.mean]))
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        p = dict(zip(names, np.exp(x), strict=True))
+        prompt = np.exp(x[len(names) - len(tasks) :])[task_index]
+        model = np.concatenate([token_joules(p, runs, prompt, clock), step_seconds(p, runs, prompt)])
+        return np.concatenate([np.log(model) - measured, pull * (x - centre)])
+
+    first = centre if start is None else np.log([_value(start, k, priors[k][0]) for k in names])
+    first = np.clip(first, centre - 3.99, top - 1e-6)
+    found = least_squares(residuals, first, bounds=(centre - 4, top), loss="soft_l1", f_scale=0.05, max_nfev=300)
+    values = dict(zip(names, map(float, np.exp(found.x)), strict=True))
+    prompt = {t: values.pop(f"prompt {t}") for t in tasks}
+    return Fit(form, values, prompt)
+
+
+def _value(start: Fit, name: str, default: float) -> float:
+    if name.startswith("prompt "):
+        return start.prompt.get(name.removeprefix("prompt "), default)
+    return start.values.get(name, default)
+
+
+def choose_form(runs: Runs, clock: str, lengths: Mapping[str, float], folds: int = 3) -> str:
+    """The form with the least error on families left out of the fit part, `folds` groups of them at a time."""
+    families = sorted(set(runs.family))
+    if len(families) < 2:
+        return next(iter(FORMS))
+    errors: dict[str, Sequence[float]] = {}
+    for form in FORMS:
+        start, errors[form] = fit(runs, form, getattr(runs, clock), lengths), []
+        for k in range(min(folds, len(families))):
+            out = np.isin(runs.family, families[k::folds])
+            inner, rest = runs.take(~out), runs.take(out)
+            f = fit(inner, form, getattr(inner, clock), lengths, start)
+            joules = token_joules(f.values, rest, f.prompts(rest, lengths), getattr(rest, clock))
+            errors[form] = [*errors[form], *np.abs(joules / rest.energy - 1)]
+    return min(errors, key=lambda k: float(np.mean(errors[k])))
