@@ -12,10 +12,11 @@ multiple of that where every block of weights has its own scale), the cache (att
 experts to read while the others wait for the fullest one. The power is capped at TDP: what a board enforces. No
 temperature is in the data, so Phi is part of the prices. As shares, the prices carry over to a GPU without runs.
 
-    t = layers (s_layer + s_sync [n > 1] + s_route [routed]) + s_token b
+    t = layers (s_layer + s_sync [n > 1]) + s_token b
         + weights / (busy n eta_weight B) + cache b / (n eta_cache B) + W b / (n eta_flop P)
 
-is the roofline with a launch time, its parts in sequence as the kinds are (weights, attention, arithmetic).
+is the roofline with a launch time, its parts in sequence as the kinds are (weights, attention, arithmetic). A recurrent
+state is streamed like weights, in both equations.
 The arithmetic of prompts is shared by the tokens of an answer: W per token = 2 params (1 + prompt/output) + attention.
 Prompt lengths are not published: one positive mean per task, common to the energy and the time, is fitted.
 
@@ -49,7 +50,6 @@ ENERGY = {
 TIME = {
     "s_layer": (60e-6, inf, inf),  # half a dozen kernels of about 10 us
     "s_sync": (30e-6, 0.7, inf),  # two small all-reduces over NVLink
-    "s_route": (60e-6, inf, inf),  # router, sort and gather kernels
     "s_token": (20e-6, 1.0, inf),  # host work per sequence and step: sampling, bookkeeping
     "eta_weight": (0.8, 0.2, 1.0),  # streaming kernels reach 70-93 % of HBM
     "eta_cache": (0.6, 0.4, 1.0),
@@ -92,12 +92,12 @@ def step_seconds(p: Mapping[str, float], runs: Runs, prompt: np.ndarray) -> np.n
     cached = cache_bytes(runs, prompt)
     slow = np.where(runs.fp8, p["x_fp8"], 1.0)
     scaled = np.where(runs.scaled > 0, p["x_fp8_scaled"], 1.0)
-    launch = runs.layers * (p["s_layer"] + p["s_sync"] * (runs.gpus > 1) + p["s_route"] * runs.routed)
+    launch = runs.layers * (p["s_layer"] + p["s_sync"] * (runs.gpus > 1)) + p["s_token"] * runs.batch
     per_gpu = runs.batch / runs.gpus
     read = runs.weights / runs.busy / runs.gpus / (p["eta_weight"] * runs.bandwidth) * slow * scaled
-    attend = (cached + runs.state) * per_gpu / (p["eta_cache"] * runs.bandwidth)
+    attend = (cached / p["eta_cache"] + runs.state / p["eta_weight"]) * per_gpu / runs.bandwidth
     flops = 2 * runs.params * (1 + prompt / runs.output)
-    return np.asarray(launch + p["s_token"] * runs.batch + read + attend + flops * per_gpu * slow / (p["eta_flop"] * runs.peak))
+    return np.asarray(launch + read + attend + flops * per_gpu * slow / (p["eta_flop"] * runs.peak))
 
 
 def token_joules(p: Mapping[str, float], runs: Runs, prompt: np.ndarray, seconds: np.ndarray) -> np.ndarray:
@@ -108,12 +108,11 @@ def token_joules(p: Mapping[str, float], runs: Runs, prompt: np.ndarray, seconds
     flop = (2 * runs.params * answers + runs.attention * cached) * rate / runs.peak
     bandwidth = runs.bandwidth
     weight = runs.weights / seconds / runs.gpus / bandwidth
-    cache = (cached + runs.state) * rate / bandwidth
-    act = 2 * runs.width * answers * rate / bandwidth
-    power = p["c_flop"] * flop + p["c_weight"] * weight + p.get("c_cache", p["c_weight"]) * cache
+    cache, state = cached * rate / bandwidth, runs.state * rate / bandwidth
+    power = p["c_flop"] * flop + p["c_weight"] * (weight + state) + p.get("c_cache", p["c_weight"]) * cache
     if "c_value" in p:
-        values = runs.values + (p["x_scaled"] - 1) * runs.scaled
-        power = power + p["c_value"] * 2 * values / seconds / runs.gpus / bandwidth + p["c_act"] * act
+        values = 2 * (runs.values + (p["x_scaled"] - 1) * runs.scaled) / seconds / runs.gpus / bandwidth
+        power = power + p["c_value"] * (values + state) + p["c_act"] * 2 * runs.width * answers * rate / bandwidth
     power = power + p["c_const"] * runs.busy + p.get("c_wait", p["c_const"]) * (1 - runs.busy)
     return np.asarray(np.minimum(power, 1.0) * runs.tdp * runs.gpus * seconds / runs.batch)
 
@@ -148,7 +147,7 @@ def fit(
 
     first = centre if start is None else np.log([_value(start, k, priors[k][0]) for k in names])
     first = np.clip(first, centre - 3.99, top - 1e-6)
-    found = least_squares(residuals, first, bounds=(centre - 4, top), loss="soft_l1", f_scale=0.05, max_nfev=300)
+    found = least_squares(residuals, first, bounds=(centre - 4, top), loss="soft_l1", f_scale=0.05, max_nfev=300, ftol=1e-6, xtol=1e-6)
     values = dict(zip(names, map(float, np.exp(found.x)), strict=True))
     prompt = {t: values.pop(f"prompt {t}") for t in tasks}
     return Fit(form, values, prompt)
