@@ -159,7 +159,7 @@ def _value(start: Fit, name: str, default: float) -> float:
     return start.values.get(name, default)
 
 
-def choose_form(runs: Runs, clock: str, lengths: Mapping[str, float], folds: int = 3) -> str:
+def choose_form(runs: Runs, clock: str, lengths: Mapping[str, float], folds: int = 5) -> str:
     """The form with the least error on families left out of the fit part, `folds` groups of them at a time."""
     families = sorted(set(runs.family))
     if len(families) < 2:
