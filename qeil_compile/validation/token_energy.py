@@ -16,7 +16,7 @@ mean share of TDP of the fit part, times the row's step time; `tdp` is the naive
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 from qeil_compile.errors import QeilError
 from qeil_compile.validation.report import Claim, Point, claim
-from qeil_compile.validation.token_model import Fit, cache_bytes, choose_form, fit, step_seconds, token_joules
+from qeil_compile.validation.token_model import PROMPT, Fit, cache_bytes, choose_form, fit, step_seconds, token_joules
 from qeil_compile.validation.token_runs import Runs, gpu_specs, read_runs, shapes
 
 #: Unfitted coefficients of the roofline baseline as shares: 120 W of 700 W, 0.62 pJ/FLOP at 989.4 TFLOP/s and
@@ -49,7 +49,7 @@ class Left:
 
 
 def evaluate(data: Path, splits: Mapping[str, Any], fit_data: Path) -> list[Claim]:
-    """Claims on the runs below `data`, fitted on those below `fit_data`; [] where there are no files to read.
+    """Claims on the runs below `data`, fitted on those below `fit_data`; [] where files are missing.
 
     Args:
         data: folder with `mlenergy/*.json.gz`; `devices/devices.csv` is read here or, if absent, below `fit_data`.
@@ -62,24 +62,24 @@ def evaluate(data: Path, splits: Mapping[str, Any], fit_data: Path) -> list[Clai
     tables = [p for p in (data / "devices" / "devices.csv", fit_data / "devices" / "devices.csv") if p.is_file()]
     if not tables or not all(list((d / DATASET).glob("*.json.gz")) for d in (data, fit_data)):
         return []
-    specs = [row for table in tables for row in gpu_specs(table)]
-    runs, missing = read_runs(data / DATASET, specs)
-    fit_runs, _ = read_runs(fit_data / DATASET, specs)
+    needed = {"family", "dense", "goal_dense", "goal_all", "families_for_own_fit"}
+    if needed - set(splits):
+        raise QeilError(
+            f"split table of tokens: no key {min(needed - set(splits))}; it needs {', '.join(sorted(needed))}"
+        )
+    specs = gpu_specs(tables[0])
+    runs, missing = read_runs(data / DATASET, specs, splits["family"])
+    fit_runs, _ = read_runs(fit_data / DATASET, specs, splits["family"])
     found = []
-    for name, goal, keep in _parts(splits):
-        part, fit_part = runs.take(keep(runs)), fit_runs.take(keep(fit_runs))
+    for name, kinds, goal in (("dense", splits["dense"], "goal_dense"), ("dense and MoE", None, "goal_all")):
+        part, fit_part = _only(runs, kinds), _only(fit_runs, kinds)
         if len(part) and len(fit_part):
-            found += _claims(name, goal, part, fit_part, missing, splits["families_for_own_fit"])
+            found += _claims(name, splits[goal], part, fit_part, missing, splits["families_for_own_fit"])
     return found
 
 
-def _parts(splits: Mapping[str, Any]) -> Iterator[tuple[str, float, Any]]:
-    try:
-        dense = list(splits["dense"])
-        yield "dense", splits["goal_dense"], lambda r: np.isin(r.architecture, dense)
-        yield "dense and MoE", splits["goal_all"], lambda r: np.ones(len(r), dtype=bool)
-    except KeyError as error:
-        raise QeilError(f"split table of tokens: no key {error}; it needs dense, goal_dense, goal_all") from None
+def _only(runs: Runs, kinds: Sequence[str] | None) -> Runs:
+    return runs if kinds is None else runs.take(np.isin(runs.architecture, kinds))
 
 
 def _claims(name: str, goal: float, part: Runs, fit_part: Runs, missing: list[str], own: int) -> list[Claim]:
@@ -114,17 +114,17 @@ def leave_out(part: Runs, fit_part: Runs, clock: str, own: int) -> Iterator[Left
             key = mask.tobytes()
             if key not in done:
                 form = choose_form(fit_runs, clock, lengths)
-                done[key] = fit(fit_runs, form, getattr(fit_runs, clock), lengths)
+                done[key] = fit(fit_runs, form, clock, lengths)
             runs = part.take((part.family == family) & (part.gpu == gpu))
-            yield _left(runs, fit_runs, done[key], clock, lengths, not enough)
+            yield _left(runs, part, fit_runs, done[key], clock, lengths, not enough)
 
 
 def _left(
-    runs: Runs, fit_runs: Runs, fitted: Fit, clock: str, lengths: Mapping[str, float], transferred: bool
+    runs: Runs, part: Runs, fit_runs: Runs, fitted: Fit, clock: str, lengths: Mapping[str, float], transferred: bool
 ) -> Left:
     prompt = fitted.prompts(runs, lengths)
     seconds = step_seconds(fitted.values, runs, prompt)
-    given = token_joules(fitted.values, runs, prompt, getattr(runs, clock))
+    given = token_joules(fitted.values, runs, fitted.prompts(runs, lengths, timed=part), getattr(runs, clock))
     share = float(np.mean(fit_runs.watts / fit_runs.gpus / fit_runs.tdp))
     return Left(runs, fitted, transferred, given, token_joules(fitted.values, runs, prompt, seconds), seconds, share)
 
@@ -156,22 +156,27 @@ def _points(left: Left, clock: str) -> list[Point]:
 
 def _note(lefts: list[Left], clock: str, missing: list[str]) -> str:
     """Errors by GPU, architecture and family, which forms were chosen, how steady the prices are, what is not known."""
-    runs = {k: np.concatenate([getattr(x.runs, k) for x in lefts]) for k in ("gpu", "architecture", "family", "energy")}
+    keys = ("gpu", "architecture", "task", "family", "energy")
+    runs = {k: np.concatenate([getattr(x.runs, k) for x in lefts]) for k in keys}
     model = np.concatenate([x.given if clock else x.modelled for x in lefts])
     error = np.abs(model / runs["energy"] - 1) * 100
     text = []
-    for key in ("gpu", "architecture"):
+    for key in ("gpu", "architecture", "task"):
         text += [f"{k} {error[runs[key] == k].mean():.1f} %" for k in sorted(set(runs[key]))]
     worst = sorted(set(runs["family"]), key=lambda f: -error[runs["family"] == f].mean())[:3]
     text.append("worst: " + ", ".join(f"{f} {error[runs['family'] == f].mean():.1f} %" for f in worst))
     text.append("form by inner cross-validation: " + ", ".join(sorted({x.fit.form for x in lefts})))
     for name, unit in (("c_const", "W"), ("c_flop", "J/FLOP"), ("c_weight", "J/B"), ("c_cache", "J/B")):
         text += _price_range(lefts, name, unit)
+    unseen = sorted({str(t) for x in lefts for t in x.runs.task if PROMPT + str(t) not in x.fit.values})
+    if unseen:
+        how = "found from step times" if clock else "assumed"
+        text.append(f"prompt length {how} where the fit part has no run of {', '.join(unseen)}")
     unknown = sum(int((~x.runs.known).sum()) for x in lefts)
     text += [f"{unknown} runs of models of unknown shape"] if unknown else []
     moved = sorted({str(x.runs.gpu[0]) for x in lefts if x.transferred})
     text += [f"no own fit of {', '.join(moved)}: prices carried over as shares of TDP and roofs"] if moved else []
-    text += [f"left out, not in the table of devices: {', '.join(missing)}"] if missing else []
+    text += [f"runs left out, GPU or precision unknown: {', '.join(missing)}"] if missing else []
     return "; ".join(text)
 
 
@@ -187,7 +192,8 @@ def _price_range(lefts: list[Left], name: str, unit: str) -> list[str]:
     for gpu in sorted({str(x.runs.gpu[0]) for x in lefts}):
         here = [x for x in lefts if x.runs.gpu[0] == gpu and name in x.fit.values]
         prices = [
-            price(name, x.fit.values[name], x.runs.tdp[0], float(np.min(x.runs.peak)), x.runs.bandwidth[0]) for x in here
+            price(name, x.fit.values[name], x.runs.tdp[0], float(np.min(x.runs.peak)), x.runs.bandwidth[0])
+            for x in here
         ]
         text += [f"{gpu} {name} {min(prices):.3g}-{max(prices):.3g} {unit}"] if prices else []
     return text

@@ -2,8 +2,8 @@
 
 For a step of b tokens on n GPUs that takes t seconds, with every rate as a share of its roof (u = rate / roof):
 
-    E/token = n t / b * TDP * min(1, c_const busy + c_wait (1 - busy)
-                                     + c_flop u_flop + c_weight u_weight + c_value u_value + c_cache u_cache + c_act u_act)
+    E/token = n t / b * TDP * min(1, c_const busy + c_wait (1 - busy) + c_flop u_flop
+                                     + c_weight u_weight + c_value u_value + c_cache u_cache + c_act u_act)
 
 which is E = t [P_const + W-rate e_f + Q-rate e_m] with e_f = c_flop TDP / P, e_m = c TDP / B and a price of bytes per
 kind of operator: weights by stored byte and by value (16 bits each, once on the chip, whatever they are stored in; a
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from math import inf, log
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize_scalar
 
 from qeil_compile.validation.token_runs import Runs
 
@@ -63,21 +63,30 @@ FORMS: dict[str, tuple[str, ...]] = {
     "byte price per kind": ("c_wait",),
     "byte price per kind, waiting": (),
 }
-PROMPT_SPREAD = 2.0  # log standard deviation of the pull on prompt lengths: next to none
+PROMPT = "prompt "  #: prefix of the parameters that are mean prompt lengths
+PROMPT_SPREAD = 2.0  # next to no pull: the length is between a seventh and seven times the assumed one
+FREE = 10.0  # spread of what has no pull; finite, so that what the runs cannot tell stays at its centre
+REACH = 4.0  # bounds of every parameter: exp(-4) ... exp(4) times its centre
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted parameters by name; `prompt` holds the mean prompt length per task [tokens]."""
+    """Fitted parameters by name; `prompt TASK` are mean prompt lengths [tokens]."""
 
     form: str
     values: Mapping[str, float]
-    prompt: Mapping[str, float]
 
-    def prompts(self, runs: Runs, default: Mapping[str, float]) -> np.ndarray:
-        """Prompt length of each run; a task outside the fit gets its assumed length."""
-        table = dict(default) | dict(self.prompt)
-        return np.array([table.get(t, default["other"]) for t in runs.task])
+    def prompts(self, runs: Runs, assumed: Mapping[str, float], timed: Runs | None = None) -> np.ndarray:
+        """Prompt length of each run [tokens].
+
+        A task outside the fit gets its assumed length or, where step times of some runs of it are given (`timed`), the
+        one length that explains those times best: times only, never energies.
+        """
+        table = {t: self.values.get(PROMPT + t, assumed.get(t, assumed["other"])) for t in map(str, set(runs.task))}
+        if timed is not None:
+            for task in [t for t in table if PROMPT + t not in self.values]:
+                table[task] = _prompt_of_times(self.values, timed.take(timed.task == task))
+        return np.array([table[t] for t in runs.task])
 
 
 def cache_bytes(runs: Runs, prompt: np.ndarray) -> np.ndarray:
@@ -117,60 +126,64 @@ def token_joules(p: Mapping[str, float], runs: Runs, prompt: np.ndarray, seconds
     return np.asarray(np.minimum(power, 1.0) * runs.tdp * runs.gpus * seconds / runs.batch)
 
 
-def fit(
-    runs: Runs, form: str, clock: np.ndarray, lengths: Mapping[str, float], start: Fit | None = None
-) -> Fit:
-    """Energy (given the measured step times `clock`) and mean step time, fitted together.
+def _prompt_of_times(p: Mapping[str, float], runs: Runs) -> float:
+    """Prompt length in 10 ... 1e5 tokens with the least mean error of log step time over `runs`."""
+
+    def error(x: float) -> float:
+        prompt = np.full(len(runs), np.exp(x))
+        return float(np.mean(np.abs(np.log(step_seconds(p, runs, prompt) / runs.mean))))
+
+    return float(np.exp(minimize_scalar(error, bounds=(log(10), log(1e5)), method="bounded").x))
+
+
+def _priors(form: str, tasks: Sequence[str], assumed: Mapping[str, float]) -> dict[str, tuple[float, float, float]]:
+    """Centre, spread and upper bound of each parameter of a form."""
+    prompts = {PROMPT + t: (assumed.get(t, assumed["other"]), PROMPT_SPREAD, inf) for t in tasks}
+    return {k: v for k, v in ENERGY.items() if k not in FORMS[form]} | TIME | prompts
+
+
+def fit(runs: Runs, form: str, clock: str, assumed: Mapping[str, float], start: Fit | None = None) -> Fit:
+    """Energy for measured step times, and the mean step time, fitted together.
 
     Args:
         runs: N runs of the fit part.
         form: a key of `FORMS`.
-        clock: (N,) measured seconds per step that the energy equation takes.
-        lengths: assumed prompt length per task.
+        clock: "median" or "mean": the measured time that the energy equation takes.
+        assumed: prompt length per task where the fit starts [tokens].
         start: where to begin; None begins at the centres.
     """
-    tasks = sorted(set(runs.task))
-    priors = {k: v for k, v in ENERGY.items() if k not in FORMS[form]} | TIME
-    priors |= {f"prompt {t}": (lengths.get(t, lengths["other"]), PROMPT_SPREAD, inf) for t in tasks}
-    names = list(priors)
-    centre = np.array([log(priors[k][0]) for k in names])
-    pull = np.array([0.1 / priors[k][1] if priors[k][1] < inf else 0.01 for k in names]) * np.sqrt(len(runs) / 100)
-    top = np.array([min(log(priors[k][2]), log(priors[k][0]) + 4) if priors[k][2] < inf else log(priors[k][0]) + 4 for k in names])
-    task_index = np.array([tasks.index(t) for t in runs.task])
+    tasks = sorted(set(map(str, runs.task)))
+    priors = _priors(form, tasks, assumed)
+    names, (centre, spread, top) = list(priors), np.array(list(priors.values())).T
+    pull = 0.1 * np.sqrt(len(runs) / 100) / np.minimum(spread, FREE)
+    centre, low = np.log(centre), np.log(centre) - REACH
+    high = np.minimum(np.log(top), centre + REACH)
+    task_of = np.array([tasks.index(t) for t in runs.task])
     measured = np.log(np.concatenate([runs.energy, runs.mean]))
 
     def residuals(x: np.ndarray) -> np.ndarray:
         p = dict(zip(names, np.exp(x), strict=True))
-        prompt = np.exp(x[len(names) - len(tasks) :])[task_index]
-        model = np.concatenate([token_joules(p, runs, prompt, clock), step_seconds(p, runs, prompt)])
-        return np.concatenate([np.log(model) - measured, pull * (x - centre)])
+        prompt = np.exp(x[-len(tasks) :])[task_of]
+        model = [token_joules(p, runs, prompt, getattr(runs, clock)), step_seconds(p, runs, prompt)]
+        return np.concatenate([np.log(np.concatenate(model)) - measured, pull * (x - centre)])
 
-    first = centre if start is None else np.log([_value(start, k, priors[k][0]) for k in names])
-    first = np.clip(first, centre - 3.99, top - 1e-6)
-    found = least_squares(residuals, first, bounds=(centre - 4, top), loss="soft_l1", f_scale=0.05, max_nfev=300, ftol=1e-6, xtol=1e-6)
-    values = dict(zip(names, map(float, np.exp(found.x)), strict=True))
-    prompt = {t: values.pop(f"prompt {t}") for t in tasks}
-    return Fit(form, values, prompt)
-
-
-def _value(start: Fit, name: str, default: float) -> float:
-    if name.startswith("prompt "):
-        return start.prompt.get(name.removeprefix("prompt "), default)
-    return start.values.get(name, default)
+    first = np.log([(start.values if start else {}).get(k, v[0]) for k, v in priors.items()])
+    first = np.clip(first, low + 1e-6, high - 1e-6)  # scipy wants the start inside the bounds
+    found = least_squares(
+        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.05, max_nfev=300, ftol=1e-6, xtol=1e-6
+    )
+    return Fit(form, dict(zip(names, map(float, np.exp(found.x)), strict=True)))
 
 
-def choose_form(runs: Runs, clock: str, lengths: Mapping[str, float], folds: int = 5) -> str:
-    """The form with the least error on families left out of the fit part, `folds` groups of them at a time."""
+def choose_form(runs: Runs, clock: str, assumed: Mapping[str, float], folds: int = 5) -> str:
+    """The form with the least mean error on families left out of the fit part, in `folds` groups."""
     families = sorted(set(runs.family))
-    if len(families) < 2:
-        return next(iter(FORMS))
-    errors: dict[str, Sequence[float]] = {}
-    for form in FORMS:
-        start, errors[form] = fit(runs, form, getattr(runs, clock), lengths), []
-        for k in range(min(folds, len(families))):
+    errors = {form: np.zeros(len(runs)) for form in FORMS}
+    for form, error in errors.items():
+        start = fit(runs, form, clock, assumed)
+        for k in range(min(folds, len(families)) if len(families) > 1 else 0):
             out = np.isin(runs.family, families[k::folds])
-            inner, rest = runs.take(~out), runs.take(out)
-            f = fit(inner, form, getattr(inner, clock), lengths, start)
-            joules = token_joules(f.values, rest, f.prompts(rest, lengths), getattr(rest, clock))
-            errors[form] = [*errors[form], *np.abs(joules / rest.energy - 1)]
-    return min(errors, key=lambda k: float(np.mean(errors[k])))
+            inner, rest = fit(runs.take(~out), form, clock, assumed, start), runs.take(out)
+            prompt = inner.prompts(rest, assumed, timed=rest)
+            error[out] = token_joules(inner.values, rest, prompt, getattr(rest, clock)) / rest.energy - 1
+    return min(FORMS, key=lambda form: float(np.mean(np.abs(errors[form]))))

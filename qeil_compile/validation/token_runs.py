@@ -159,34 +159,43 @@ def _check(row: Any, where: str) -> None:
     for key in TEXTS:
         if not isinstance(row.get(key), str):
             raise QeilError(f"{where}: `{key}` is {row.get(key)!r}, expected a text")
-    if row["weight_precision"] not in STORED_BYTES:
-        known = ", ".join(STORED_BYTES)
-        raise QeilError(f"{where}: weight_precision {row['weight_precision']!r} is unknown; known: {known}")
 
 
-def read_runs(folder: Path, specs: Sequence[Mapping[str, str]]) -> tuple[Runs, list[str]]:
-    """Runs of all files in `folder`, and the names of GPUs left out because `specs` has no row for them.
+def read_runs(folder: Path, specs: Sequence[Mapping[str, str]], family: Sequence[str]) -> tuple[Runs, list[str]]:
+    """Runs of all files in `folder`, and what was left out: GPUs without a row in `specs`, unknown precisions.
+
+    Runs that agree in the fields `family` (`publisher` is the first part of `model_id`) are of one family.
 
     Raises:
-        QeilError: a file is malformed, or no run is left.
+        QeilError: a file is malformed, or every run is left out.
     """
     table, _ = shapes()
     rows, missing = [], []
     for row in read_configurations(folder):
         spec = spec_of(row["gpu_model"], specs)
-        if spec is None:
-            missing.append(row["gpu_model"])
+        if spec is None or row["weight_precision"] not in STORED_BYTES:
+            missing.append(row["gpu_model"] if spec is None else row["weight_precision"])
         else:
-            rows.append(_work(row, spec, table))
-    if not rows:
-        raise QeilError(f"{folder}: no run with an energy per token on a GPU of the table of devices")
+            rows.append(_work(row, spec, table) | {"family": family_of(row, family)})
+    if missing and not rows:
+        raise QeilError(
+            f"{folder}: every run has a GPU outside the table of devices or an unknown precision "
+            f"({', '.join(sorted(set(missing)))}); add a row there, or one of {', '.join(STORED_BYTES)}"
+        )
     return Runs(**{f.name: np.array([r[f.name] for r in rows]) for f in fields(Runs)}), sorted(set(missing))
 
 
-def family_of(row: Mapping[str, Any]) -> str:
-    """Models with weights of one shape: same publisher, activated and total parameters."""
-    publisher = row["model_id"].split("/")[0]
-    return f"{publisher} {row['activated_params_billions']:g}B of {row['total_params_billions']:g}B"
+def family_of(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The name of a run's family: the values of `keys`.
+
+    Raises:
+        QeilError: a key is no field of the run.
+    """
+    values = dict(row) | {"publisher": row["model_id"].split("/")[0]}
+    unknown = [k for k in keys if k not in values]
+    if unknown:
+        raise QeilError(f"split table of tokens: family has {unknown[0]!r}; a run has: {', '.join(sorted(values))}")
+    return "/".join(f"{values[k]:g}" if isinstance(values[k], int | float) else str(values[k]) for k in keys)
 
 
 def _work(row: Mapping[str, Any], spec: Mapping[str, str], table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -204,7 +213,6 @@ def _work(row: Mapping[str, Any], spec: Mapping[str, str], table: Sequence[Mappi
     local = shape.get("local_layers", 0)
     return {
         "name": f"{row['task']} {row['gpu_model']} {row['model_id']} x{gpus} batch {batch:.0f}",
-        "family": family_of(row),
         "architecture": row["architecture"],
         "task": row["task"],
         "gpu": row["gpu_model"],
