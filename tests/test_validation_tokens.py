@@ -130,7 +130,7 @@ def test_known_coefficients_are_found_again(tmp_path: Path) -> None:
 def test_the_share_form_is_the_energy_equation(tmp_path: Path) -> None:
     """E = t P_const + W e_f + Q e_m in joules, for one dense run without prompt."""
     runs = read(write(tmp_path, [row("Q/Qwen3-8B", 8, 16)]))
-    p = {"c_const": 0.3, "c_flop": 0.5, "c_weight": 0.4}
+    p = {"c_const": 0.3, "c_flop": 0.5, "c_weight": 0.4, "c_cache": 0.4, "c_value": 0.0, "c_act": 0.0, "x_scaled": 1.0}
     prompt = np.zeros(1)
     e_f = price("c_flop", 0.5, 700, 989.4e12, 3.35e12)
     e_m = price("c_weight", 0.4, 700, 989.4e12, 3.35e12)
@@ -191,8 +191,22 @@ def test_prompts_of_a_task_outside_the_fit_come_from_times(tmp_path: Path) -> No
     assert (found.prompts(wrong, {"other": 1.0}, wrong) == found.prompts(unseen, {"other": 1.0}, unseen)).all()
 
 
-def test_inner_cross_validation_finds_the_form(tmp_path: Path) -> None:
-    assert choose_form(synthetic(tmp_path), "mean", {"other": 300.0}) != "one byte price"
+@pytest.mark.parametrize("waits", [True, False])
+def test_inner_cross_validation_finds_the_form(tmp_path: Path, waits: bool) -> None:
+    """Mixtures of experts on eight GPUs whose energy is made with one form or the other."""
+    models = (("Q/Qwen3-30B-A3B", 3, 30), ("M/Llama-4-Scout", 17, 109), ("M/Llama-4-Maverick", 17, 400))
+    rows = [
+        row(m, a, b, total_params_billions=t, num_gpus=n)
+        for m, a, t in models
+        for b in (4, 16, 64, 256)
+        for n in (2, 8)
+    ]
+    runs = read(write(tmp_path, rows))
+    prompt = np.full(len(runs), 300.0)
+    seconds = step_seconds(KNOWN, runs, prompt)
+    law = KNOWN if waits else {k: v for k, v in KNOWN.items() if k != "c_wait"}
+    runs = replace(runs, energy=token_joules(law, runs, prompt, seconds), mean=seconds, median=seconds)
+    assert choose_form(runs, "mean", {"other": 300.0}) == list(FORMS)[waits]
 
 
 # -- the split

@@ -166,7 +166,13 @@ def _note(lefts: list[Left], clock: str, missing: list[str]) -> str:
     worst = sorted(set(runs["family"]), key=lambda f: -error[runs["family"] == f].mean())[:3]
     text.append("worst: " + ", ".join(f"{f} {error[runs['family'] == f].mean():.1f} %" for f in worst))
     text.append("form by inner cross-validation: " + ", ".join(sorted({x.fit.form for x in lefts})))
-    for name, unit in (("c_const", "W"), ("c_flop", "J/FLOP"), ("c_weight", "J/B"), ("c_cache", "J/B")):
+    for name, unit in (
+        ("c_const", "W"),
+        ("c_flop", "J/FLOP"),
+        ("c_weight", "J/B"),
+        ("c_value", "J/B"),
+        ("c_cache", "J/B"),
+    ):
         text += _price_range(lefts, name, unit)
     unseen = sorted({str(t) for x in lefts for t in x.runs.task if PROMPT + str(t) not in x.fit.values})
     if unseen:

@@ -19,6 +19,7 @@ is the roofline with a launch time, its parts in sequence as the kinds are (weig
 state is streamed like weights, in both equations.
 The arithmetic of prompts is shared by the tokens of an answer: W per token = 2 params (1 + prompt/output) + attention.
 Prompt lengths are not published: one positive mean per task, common to the energy and the time, is fitted.
+Images and frames of a prompt count as tokens of it.
 
 Fit: least squares on the logarithms of energy and time together (relative errors, soft L1, all parameters positive),
 with a weak pull to a centre, log-normal: it only matters for what the runs cannot tell (say, fp8 with no fp8 model
@@ -57,12 +58,8 @@ TIME = {
     "x_fp8": (1.3, 0.3, inf),  # roofs of fp8 kernels, relative: less of the peak is reached
     "x_fp8_scaled": (1.5, 0.5, inf),  # the same for weights with a scale per block, on top
 }
-#: Candidate forms, simplest first: energy terms that are dropped (one price for all bytes; nobody waits).
-FORMS: dict[str, tuple[str, ...]] = {
-    "one byte price": ("c_value", "c_cache", "c_act", "c_wait", "x_scaled"),
-    "byte price per kind": ("c_wait",),
-    "byte price per kind, waiting": (),
-}
+#: Candidate forms, simplest first, and the energy terms that they drop.
+FORMS: dict[str, tuple[str, ...]] = {"nobody waits": ("c_wait",), "GPUs wait for the fullest": ()}
 PROMPT = "prompt "  #: prefix of the parameters that are mean prompt lengths
 PROMPT_SPREAD = 2.0  # next to no pull: the length is between a seventh and seven times the assumed one
 FREE = 10.0  # spread of what has no pull; finite, so that what the runs cannot tell stays at its centre
@@ -118,11 +115,11 @@ def token_joules(p: Mapping[str, float], runs: Runs, prompt: np.ndarray, seconds
     bandwidth = runs.bandwidth
     weight = runs.weights / seconds / runs.gpus / bandwidth
     cache, state = cached * rate / bandwidth, runs.state * rate / bandwidth
-    power = p["c_flop"] * flop + p["c_weight"] * (weight + state) + p.get("c_cache", p["c_weight"]) * cache
-    if "c_value" in p:
-        values = 2 * (runs.values + (p["x_scaled"] - 1) * runs.scaled) / seconds / runs.gpus / bandwidth
-        power = power + p["c_value"] * (values + state) + p["c_act"] * 2 * runs.width * answers * rate / bandwidth
-    power = power + p["c_const"] * runs.busy + p.get("c_wait", p["c_const"]) * (1 - runs.busy)
+    values = 2 * (runs.values + (p["x_scaled"] - 1) * runs.scaled) / seconds / runs.gpus / bandwidth
+    act = 2 * runs.width * answers * rate / bandwidth
+    power = p["c_const"] * runs.busy + p.get("c_wait", p["c_const"]) * (1 - runs.busy) + p["c_flop"] * flop
+    power = power + p["c_weight"] * (weight + state) + p["c_value"] * (values + state)
+    power = power + p["c_cache"] * cache + p["c_act"] * act
     return np.asarray(np.minimum(power, 1.0) * runs.tdp * runs.gpus * seconds / runs.batch)
 
 
