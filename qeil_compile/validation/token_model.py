@@ -23,7 +23,8 @@ Images and frames of a prompt count as tokens of it.
 
 Fit: least squares on the logarithms of energy and time together (relative errors, soft L1, all parameters positive),
 with a weak pull to a centre, log-normal: it only matters for what the runs cannot tell (say, fp8 with no fp8 model
-in the fit part). The centres come from data-sheets and published coefficients, given beside each.
+in the fit part). The centre of c_weight is a published coefficient, those of the efficiencies are published ranges; the
+others are assumed, with the reason beside each. Rows with a measured time hardly depend on them.
 """
 
 from __future__ import annotations
