@@ -82,13 +82,15 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
     Raises:
         QeilError: the file is no text, or lacks a column.
     """
-    opened = gzip.open(path, "rt", newline="", encoding="utf-8") if path.suffix == ".gz" else path.open(newline="")
+    open_text = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened as file:
+        with open_text(path, "rt", newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
                 raise QeilError(f"{path}: no column {', '.join(missing)}; found {reader.fieldnames}")
             yield from reader
+    except FileNotFoundError:
+        raise
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise QeilError(f"{path}: not a readable table: {error}") from None
 
@@ -97,7 +99,8 @@ def _number(row: Mapping[str, str], column: str, path: Path) -> float:
     try:
         return float(row[column])
     except (TypeError, ValueError):
-        raise QeilError(f"{path}: column {column} of {row.get('system')}: expected a number, found {row[column]!r}") from None
+        where = f"{path}: column {column} of {row.get('system')}"
+        raise QeilError(f"{where}: expected a number, found {row[column]!r}") from None
 
 
 def _find(kind: Kind, text: str) -> Mapping[str, Any] | None:
@@ -137,9 +140,7 @@ def find_device(
     if gpu is None:
         return None
     rate = gpu["fp32"] * (INT8_OVER_FP32 if precision == "int8" else 1.0)
-    return Device(
-        gpu["name"], "mobile_gpu", rate, gpu["fp32"], found.bandwidth, 1.0, found.nm, found.tdp, found.idle
-    )
+    return Device(gpu["name"], "mobile_gpu", rate, gpu["fp32"], found.bandwidth, 1.0, found.nm, found.tdp, found.idle)
 
 
 def _engine(system: str) -> str:
@@ -165,8 +166,8 @@ def read_runs(data: Path, split: Mapping[str, Any], catalogue_data: Path) -> tup
     catalogue = {row["name"]: row for row in _rows(catalogue_data / split["devices"], ("name", "idle_W"))}
     idle: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for row in rows:
-        if row["spl_first_W"]:
-            idle[row["round"], row["org"], row["system"]].append(_number(row, "spl_first_W", path))
+        if row["spl_first_W"] and (watts := _number(row, "spl_first_W", path)) > 0:  # meters glitch below 0
+            idle[row["round"], row["org"], row["system"]].append(watts)
     runs, unknown = [], 0
     for row in rows:
         if any(row[column] != value for column, value in split["require"].items()):
@@ -183,6 +184,9 @@ def read_runs(data: Path, split: Mapping[str, Any], catalogue_data: Path) -> tup
             unknown += 1
             continue
         energy, watts = _number(row, "energy_J_per_sample", path), _number(row, "avg_power_W", path)
+        if energy <= 0 or watts <= 0:
+            where = f"{path}: {row['system']} {row['benchmark']}"
+            raise QeilError(f"{where}: expected energy and power above 0, found {energy} J and {watts} W")
         name = re.sub(r"-v[\d.]+", "", row["system"])
         exact = " ".join((*key, row["division"]))
         model = model_name(row["benchmark"])

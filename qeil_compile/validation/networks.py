@@ -29,7 +29,7 @@ class Network:
 
     def total(self, column: int, *kinds: str) -> float:
         """Sum of a column of the layers (1 MACs, 2 elements in, 3 elements out, 4 weights), of some kinds or all."""
-        return sum(layer[column] for layer in self.layers if not kinds or layer[0] in kinds)
+        return sum(float(layer[column]) for layer in self.layers if not kinds or layer[0] in kinds)
 
     def count(self, *kinds: str) -> int:
         """Number of layers of these kinds, or of all."""
@@ -119,8 +119,9 @@ def _mobilenet_v3(table: Mapping[str, Any], width: float, size: int, minimal: bo
     net._swish(not minimal)
     for kernel, hidden, out, gate, swish, stride in table["blocks"]:
         wide = divisible(hidden * width)
-        squeeze = divisible(wide / 4) if gate and not minimal else 0
-        net.inverted(wide, divisible(out * width), 3 if minimal else kernel, stride, squeeze, bool(swish) and not minimal)
+        if minimal:
+            kernel, gate, swish = 3, 0, 0
+        net.inverted(wide, divisible(out * width), kernel, stride, divisible(wide / 4) if gate else 0, bool(swish))
     last = divisible(table["last"] * width)
     net.conv(last)
     net._swish(not minimal)
