@@ -183,7 +183,7 @@ def test_format_errors_name_file_and_column(tmp_path: Path) -> None:
     with pytest.raises(QeilError, match=r"mlperf_power\.csv\.gz: no column avg_power_W"):
         read_runs(_copy(tmp_path / "a", drop="avg_power_W"), SPLIT, DATA)
     (tmp_path / "b").mkdir()
-    with pytest.raises(QeilError, match="column avg_power_W of .*expected a number, found 'lots'"):
+    with pytest.raises(QeilError, match=r"column avg_power_W of .*expected a number, found 'lots'"):
         read_runs(_copy(tmp_path / "b", {"avg_power_W": "lots"}), SPLIT, DATA)
     (tmp_path / "b" / SPLIT["runs"]).write_bytes(b"not gzip")
     with pytest.raises(QeilError, match="not a readable table"):

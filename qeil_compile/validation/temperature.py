@@ -107,7 +107,7 @@ def fit_curve(source: str, tech: str, rows: np.ndarray, every: int) -> LeakageCu
     fitted = np.zeros(len(rows), dtype=bool)
     fitted[::every] = True
     temperature, current = rows.T
-    line = theilslopes(np.log(current / temperature**2)[fitted], -1 / temperature[fitted])
+    line = theilslopes(np.log(current / temperature**2)[fitted], -1 / temperature[fitted], method="joint")
     model = temperature**2 * np.exp(line.intercept - line.slope / temperature)
     points = tuple(
         Point(f"{tech} at {t - ZERO_C:.0f} C", f"{tech} at {t - ZERO_C:.0f} C", y, m)
@@ -118,24 +118,33 @@ def fit_curve(source: str, tech: str, rows: np.ndarray, every: int) -> LeakageCu
     return LeakageCurve(tech, source, node, line.slope, line.low_slope, line.high_slope, fit_error, points)
 
 
+def _span(curves: Sequence[LeakageCurve]) -> tuple[float, float, float]:
+    """(a, low, high) [K]: median and extremes of the curves; of a single curve, the bounds of its slope."""
+    slopes = [c.a for c in curves]
+    if len(curves) == 1:
+        return slopes[0], max(0.0, curves[0].low), curves[0].high
+    return median(slopes), min(slopes), max(slopes)
+
+
 def fit_nodes(curves: Sequence[LeakageCurve]) -> dict[float, tuple[float, float, float]]:
-    """Node [nm] -> (a, low, high) [K]: median and span of the usable curves, bounds of the slopes included."""
+    """Node [nm] -> (a, low, high) [K] over its usable curves."""
     nodes: dict[float, list[LeakageCurve]] = defaultdict(list)
     for curve in curves:
         if curve.usable:
             nodes[curve.node_nm].append(curve)
-    return {
-        node: (median(c.a for c in those), min(c.low for c in those), max(c.high for c in those))
-        for node, those in sorted(nodes.items())
-    }
+    return {node: _span(those) for node, those in sorted(nodes.items())}
 
 
 def small_nodes(curves: Sequence[LeakageCurve], below: float = 32.0) -> tuple[float, float, float]:
-    """(a, low, high) [K] for nodes finer than any published curve: median and span of the logic curves up to 32 nm."""
+    """(a, low, high) [K] for nodes finer than any published curve: over the usable curves of nodes up to 32 nm.
+
+    Raises:
+        QeilError: there is none.
+    """
     those = [c for c in curves if c.usable and c.node_nm <= below]
     if not those:
         raise QeilError(f"no leakage curve of a node up to {below:g} nm obeys the form; cannot price finer nodes")
-    return median(c.a for c in those), min(c.low for c in those), max(c.high for c in those)
+    return _span(those)
 
 
 def _coefficients(path: Path) -> list[dict[str, str]]:
