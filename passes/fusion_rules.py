@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from qeil_compile.ir import Op
@@ -52,8 +53,13 @@ _ALIASES: dict[str, str] = {
 
 def family(op: Op) -> str:
     """The class of an operator: its own short name in lower case where no other operator shares it."""
-    name = op.short_type.split(".")[0].lower()
-    name = name.rstrip("_") if op.type.startswith("aten.") else name
+    return _family(op.type, op.short_type)
+
+
+@cache
+def _family(kind: str, short: str) -> str:
+    name = short.split(".")[0].lower()
+    name = name.rstrip("_") if kind.startswith("aten.") else name
     return _ALIASES.get(name, name)
 
 

@@ -67,6 +67,8 @@ class Facts:
             [(t, producer.get(t, -1)) for t in dict.fromkeys(op.inputs) if t and tensors[t].role != "weight"]
             for op in graph.ops
         ]
+        #: What the dialect itself calls a view.
+        self.views = [is_view(op, graph) for op in graph.ops]
         self.constant: list[bool] = []
         self.families: list[str] = []
         for i, op in enumerate(graph.ops):
@@ -420,8 +422,7 @@ class Match(Groups):
     def is_view(self, i: int) -> bool:
         """Whether the engine only renames memory for operator i."""
         name = self.facts.families[i]
-        own = name == "identity" and is_view(self.facts.graph.ops[i], self.facts.graph)
-        return own or name in self.rules.views or name in self.rules.removed
+        return (name == "identity" and self.facts.views[i]) or name in self.rules.views or name in self.rules.removed
 
     def more(self, root: int) -> list[tuple[str, int]]:
         """Kernels that the engine adds around the group: (type, bytes)."""
