@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from qeil_compile.passes.count.base import at, dims
@@ -86,7 +87,8 @@ class _Walk:
         match, layout = self.match, self.match.rules.layout
         assert layout is not None
         families = {self.facts.families[m] for m in match.members[root]}
-        if not reads or not families <= layout.carriers or not self.own.issuperset(reads):
+        inside = self.own.intersection(reads)
+        if not inside or not families <= layout.carriers or any(not self._either(t) for t in reads if t not in inside):
             return False
         if layout.block and "concat" in families:
             return all(at(dims(self.graph.tensors[t]), 1) % layout.block == 0 for t in reads)
@@ -96,12 +98,17 @@ class _Walk:
         self.own.update(t for m in members for t in self.graph.ops[m].outputs if t)
 
     def _reorder(self, root: int, name: str) -> None:
-        if name in self.both or name not in self.graph.tensors:
+        if name in self.both or name not in self.graph.tensors or self._either(name):
             return
         self.both.add(name)
         if self.match.is_free(root) and name in self.graph.producer:
             root = self.match.owner[self.graph.producer[name]]
         self.extra.setdefault(root, []).append(("Reorder", self.graph.tensors[name].nbytes))
+
+    def _either(self, name: str) -> bool:
+        """Whether both orders of the axes are the same memory."""
+        layout, shape = self.match.rules.layout, dims(self.graph.tensors.get(name))
+        return layout is not None and not layout.block and (at(shape, 1) == 1 or prod(shape[2:]) == 1)
 
     def _side_by_side(self, root: int) -> bool:
         """Parts of a concatenation along the outermost axis can be written where they belong."""

@@ -129,9 +129,6 @@ SEEN: dict[str, Callable[[], Traced]] = {
     "GPT-2 prefill, 2 layers": _gpt2(16),
     "GPT-2 decode, 2 layers": _gpt2(1),
     "ResNet-50": _small("resnet50"),
-}
-#: Models that were run after the rules were written.
-UNSEEN: dict[str, Callable[[], Traced]] = {
     "silero_vad": lambda: trace(
         DATA / "silero_vad/silero_vad.onnx",
         workload=Workload({"input.0": 1, "input.1": 576, "state.1": 1}),
@@ -144,4 +141,77 @@ UNSEEN: dict[str, Callable[[], Traced]] = {
     "inverted residual": _image,
     "written-out encoder": _encoder,
     "quantised convolutions": _quantised,
+}
+
+class Skip(nn.Module):
+    """A small U-Net: down, up by a transposed convolution, concatenated with what went down. [b, 16, 24, 24]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
+        self.up = nn.ConvTranspose2d(64, 32, 2, 2)
+        self.last = nn.Conv2d(64, 16, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.silu(self.first(x))
+        b = F.leaky_relu(self.second(F.max_pool2d(a, 2)))
+        return torch.sigmoid(self.norm(self.last(torch.cat((a, self.up(b)), 1))))
+
+
+class GatedDecoder(nn.Module):
+    """A decoder layer as in Llama: RMS norm, rotary halves, grouped heads, cache, SwiGLU. x [b, 1, 64]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(64, 64, False), nn.Linear(64, 32, False), nn.Linear(64, 32, False)
+        self.out, self.gate, self.up = nn.Linear(64, 64, False), nn.Linear(64, 160, False), nn.Linear(64, 160, False)
+        self.down = nn.Linear(160, 64, False)
+        self.first, self.second = nn.RMSNorm(64), nn.RMSNorm(64)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        def turned(y: Tensor) -> Tensor:
+            a, b = y.chunk(2, -1)
+            return y * cos + torch.cat((-b, a), -1) * sin
+
+        y = self.first(x)
+        query, key, value = (f(y).unflatten(-1, (-1, 16)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        keys, values = torch.cat((keys, turned(key)), 2), torch.cat((values, value), 2)
+        mixed = F.scaled_dot_product_attention(turned(query), keys, values, enable_gqa=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(F.silu(self.gate(self.second(x))) * self.up(self.second(x))), keys, values
+
+
+class Mixer(nn.Module):
+    """An MLP-Mixer block with a strided patch embedding: images [b, 3, 32, 32] -> [b, 10]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 48, 8, 8)
+        self.norm, self.last = nn.LayerNorm(48), nn.LayerNorm(48)
+        self.tokens = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.gru = nn.GRU(48, 24, batch_first=True)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.tokens(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        states, _ = self.gru(self.last(x))
+        return self.head(states.amax(1))
+
+
+def _of(build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> Callable[[], Traced]:
+    generator = torch.Generator().manual_seed(1)
+    return lambda: trace(zoo.seeded(build, 0), tuple(torch.randn(s, generator=generator) for s in shapes))
+
+
+#: Models that were run only after the rules were written, and shaped none of them.
+UNSEEN: dict[str, Callable[[], Traced]] = {
+    "U-Net": _of(Skip, (1, 16, 24, 24)),
+    "gated decoder with cache": _of(
+        GatedDecoder, (1, 1, 64), (1, 16), (1, 16), (1, 2, 31, 16), (1, 2, 31, 16)
+    ),
+    "mixer with GRU": _of(Mixer, (1, 3, 32, 32)),
+    "ResNet-50, batch 2": lambda: trace(zoo.resnet50(), (torch.randn(2, 3, 64, 64),)),
+    "Llama decode": lambda: trace(demo_model(), (torch.randint(0, 512, (1, 1)),)),
 }
