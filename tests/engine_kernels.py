@@ -148,10 +148,16 @@ class _Source:
         self.writer = {o: n for n in model.graph.node for o in n.output if o}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.twin: dict[str, str] = {}
-        first: dict[str, onnx.NodeProto] = {}
+        values: dict[bytes, str] = {}
+        for i in model.graph.initializer:
+            if i.data_location != onnx.TensorProto.EXTERNAL:
+                data = onnx.numpy_helper.to_array(i)
+                key = f"{data.dtype} {data.shape}".encode() + data.tobytes()
+                self.twin[i.name] = values.setdefault(key, i.name)
+        first: dict[bytes, onnx.NodeProto] = {}
         for n in model.graph.node:
             bare = onnx.NodeProto(op_type=n.op_type, input=[self.first(i) for i in n.input], attribute=n.attribute)
-            earlier = first.setdefault(bare.SerializeToString(deterministic=True).hex(), n)
+            earlier = first.setdefault(bare.SerializeToString(deterministic=True), n)
             if earlier is not n:
                 self.twin.update(zip(n.output, earlier.output, strict=True))
             for i in n.input:
