@@ -184,7 +184,7 @@ ONNXRUNTIME = FusionRules(
     ),
     slices=True,
     quantised=names("conv matmul gemm add mul concat pool relu leaky_relu sigmoid softmax mean"),
-    layout=Layout(16, True, names("pool add relu concat clip sigmoid tanh sum")),
+    layout=Layout(16, True, names("pool add relu concat clip sigmoid tanh sum batchnorm")),
     more={"rsqrt": (("Reciprocal", "out"),), "ne": (("Not", "out"),)},
     reshapes_rows=True,
 )

@@ -32,6 +32,19 @@ def accepts(match: Match, i: int) -> bool:
     return inner % layout.block == 0 and channels // groups % layout.block == 0
 
 
+def in_blocks(match: Match, i: int) -> bool:
+    """Whether operator i (-1: an input of the graph) writes the engine's own layout, as far as can be told so early."""
+    layout = match.rules.layout
+    if layout is None or i < 0:
+        return False
+    members = match.members[match.owner[i]]
+    if any(accepts(match, m) for m in members):
+        return True
+    carries = all(match.facts.families[m] in layout.carriers for m in members)
+    inside = match.facts.live[i]
+    return carries and bool(inside) and all(in_blocks(match, p) for _, p in inside)
+
+
 def reorders(match: Match) -> Extra:
     """Group -> reorders that the engine adds before it (for the caller: after it), as (type, bytes).
 

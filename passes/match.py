@@ -17,7 +17,7 @@ from qeil_compile.passes.count.base import dims, ints_of, tensor
 from qeil_compile.passes.count.traffic import is_view
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules, Pattern, Stage, family, names
 from qeil_compile.passes.groups import CALLER, Groups
-from qeil_compile.passes.layouts import accepts, reorders
+from qeil_compile.passes.layouts import accepts, in_blocks, reorders
 
 #: Families with another result in each run: never folded.
 _RANDOM = names(
@@ -366,6 +366,10 @@ class Match(Groups):
         facts = self.facts
         if not self._same_size(other) or (self.rules.layout and not accepts(self, i)):
             return False
+        if self.rules.layout and self.rules.layout.block:
+            # Plain operands are not reordered for a sum: it stays a kernel of its own.
+            if not all(in_blocks(self, p) for _, p in facts.live[other]):
+                return False
         first = facts.graph.producer.get(facts.graph.ops[other].inputs[0], -1)
         if first < 0 or self.owner[first] == root:
             return True
