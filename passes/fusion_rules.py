@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from qeil_compile.ir import Op
@@ -52,8 +53,13 @@ _ALIASES: dict[str, str] = {
 
 def family(op: Op) -> str:
     """The class of an operator: its own short name in lower case where no other operator shares it."""
-    name = op.short_type.split(".")[0].lower()
-    name = name.rstrip("_") if op.type.startswith("aten.") else name
+    return _family(op.type, op.short_type)
+
+
+@cache
+def _family(kind: str, short: str) -> str:
+    name = short.split(".")[0].lower()
+    name = name.rstrip("_") if kind.startswith("aten.") else name
     return _ALIASES.get(name, name)
 
 
@@ -69,9 +75,8 @@ Operands = Literal["constant", "tensor"]
 class Stage:
     """Followers that a kernel takes up, one after the other, at most `most`.
 
-    With operands "constant" a follower reads nothing but the kernel's result and weights; with "tensor" it may read
-    one more tensor. The family "*" is every element-wise operator. `width` bounds the elements of a weight that the
-    follower reads: "channels" for one number per channel, "any" otherwise.
+    With operands "constant" a follower reads nothing but the kernel's result and weights, one number or one per
+    channel; with "tensor" it reads one more tensor. The family "*" is every element-wise operator.
     """
 
     families: frozenset[str]
@@ -84,11 +89,12 @@ class Pattern:
     """Operators that are one function written out: a walk from the first to the last along readers.
 
     A step is a set of families (`a|b`); a trailing `?` makes it optional. The walk is a kernel if its only
-    results are the last one's, and it reads one tensor beside weights.
+    results are the last one's, and it reads at most `reads` tensors beside weights.
     """
 
     name: str
     steps: tuple[str, ...]
+    reads: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class FusionRules:
     to what it takes up. `subgraphs`: connected element-wise operators become one kernel of at most
     `subgraph_ports` tensors in and out. `slices`: slices of one tensor become one kernel. `quantised` kernels run on
     the integers between dequantise and quantise operators. `more` lists kernels that the engine adds to an operator,
-    as (type, size): "in", "out", "key", "value" or "none".
+    as (type, size): the bytes of its "out", "key" or "value". Element-wise operators in `alone` join no kernel.
     """
 
     views: frozenset[str] = names("reshape")
@@ -134,11 +140,12 @@ class FusionRules:
     takes_transposes: bool = False
     layout: Layout | None = None
     more: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    alone: frozenset[str] = frozenset()
     reshapes_rows: bool = False
     converts_int64: bool = False
 
 
-_ACTIVATIONS = names("relu sigmoid tanh leaky_relu clip hardsigmoid")
+_ACTIVATIONS = names("relu sigmoid tanh leaky_relu clip hardsigmoid hardswish")
 _LAYER_NORM = Pattern("layernorm", ("mean", "sub", "pow|mul|square", "mean", "add", "sqrt", "div", "mul?", "add?"))
 _GELU = Pattern("gelu", ("div|mul", "erf", "add", "mul", "mul"))
 _GELU_LAST = Pattern("gelu", ("div|mul", "erf", "add", "mul"))
@@ -164,8 +171,8 @@ ONNXRUNTIME = FusionRules(
             Stage(_ACTIVATIONS),
         ),
         "gemm": (Stage(_ACTIVATIONS | names("elu selu softplus softsign thresholdedrelu")),),
-        "matmul": (Stage(names("add")),),
-        "transpose": (Stage(names("matmul"), "tensor"),),
+        "matmul": (Stage(names("add")), Stage(names("mul div"))),
+        "transpose": (Stage(names("transpose")),),
         "add": (Stage(names("layernorm")),),
     },
     patterns=(
@@ -177,8 +184,8 @@ ONNXRUNTIME = FusionRules(
     ),
     slices=True,
     quantised=names("conv matmul gemm add mul concat pool relu leaky_relu sigmoid softmax mean"),
-    layout=Layout(16, True, names("pool add relu concat clip sigmoid tanh sum")),
-    more={"rsqrt": (("Reciprocal", "out"),)},
+    layout=Layout(16, True, names("pool add relu concat clip sigmoid tanh sum batchnorm")),
+    more={"rsqrt": (("Reciprocal", "out"),), "ne": (("Not", "out"),)},
     reshapes_rows=True,
 )
 
@@ -204,6 +211,7 @@ OPENVINO = FusionRules(
         _GELU,
         Pattern("softmax", ("reducemax|amax", "reshape?", "sub", "exp", "sum", "reshape?", "div")),
         Pattern("softmax", ("exp", "sum", "reshape?", "div")),
+        Pattern("attention", ("matmul", "div|mul?", "add?", "softmax", "expand?", "reshape?", "matmul"), reads=4),
     ),
     subgraphs=True,
     slices=True,
@@ -214,7 +222,8 @@ OPENVINO = FusionRules(
     layout=Layout(0, False, names("pool add relu concat clip sigmoid tanh mul"), names("mean")),
     # Attention is one kernel between others: the scale and transposition of the keys, and a guard against rows
     # that a mask hides wholly.
-    more={"attention": (("Multiply", "key"), ("IsNaN", "out"), ("Select", "out"))},
+    more={"attention": (("Multiply", "key"), ("IsNaN", "out"), ("Select", "out")), "ne": (("Not", "out"),)},
+    alone=names("hardsigmoid selu softsign sign sin cos tan sinh cosh acos asin atan acosh asinh atanh"),
     converts_int64=True,
 )
 

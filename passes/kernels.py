@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qeil_compile.devices.work import KernelTable, OperatorKind
-from qeil_compile.ir import GroupGraph, OpGraph
+from qeil_compile.ir import GroupGraph
 from qeil_compile.passes.count import OpCount
-from qeil_compile.passes.count.traffic import is_view, reads, sources
-from qeil_compile.passes.fusion_rules import DEFAULT, RULES
+from qeil_compile.passes.count.traffic import reads, sources
+from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules
 from qeil_compile.passes.match import Facts, Match
 
 #: kind, extents, dtype, type, FLOP, bytes in, of weights, out, group.
@@ -24,10 +24,21 @@ def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> 
     no row. A view that an engine runs as a kernel of its own has a row without bytes, and so have the copies
     that it adds (reorders between layouts) with theirs. Rows are ordered by group.
     """
-    match = Match(Facts(groups.graph, counts), RULES.get(engine, DEFAULT))
+    return kernel_tables(groups, counts, (engine,))[engine]
+
+
+def kernel_tables(
+    groups: GroupGraph, counts: Sequence[OpCount], engines: Iterable[str]
+) -> dict[str, KernelTable]:
+    """`kernel_table` of several engines by name; what they share is worked out once."""
+    facts = Facts(groups.graph, counts)
+    return {engine: _kernel_table(groups, facts, RULES.get(engine, DEFAULT)) for engine in engines}
+
+
+def _kernel_table(groups: GroupGraph, facts: Facts, rules: FusionRules) -> KernelTable:
+    match = Match(facts, rules)
     match.run()
-    border = _Border(groups.graph, counts, match)
-    owner = groups.group_of
+    border, counts, owner = _Border(match), facts.counts, groups.group_of
     rows: list[Row] = []
     for kernel in match.kernels():
         if kernel.free:
@@ -71,19 +82,20 @@ def _table(rows: Sequence[Row]) -> KernelTable:
 class _Border:
     """What crosses the border of a set of operators, in the eyes of one engine."""
 
-    def __init__(self, graph: OpGraph, counts: Sequence[OpCount], match: Match) -> None:
-        self.graph, self.counts = graph, counts
-        self.views = [match.is_view(i) for i in range(len(graph.ops))]
-        self.source = sources(graph, self.views)
-        self.folded = [match.folded(i) for i in range(len(graph.ops))]
+    def __init__(self, match: Match) -> None:
+        self.graph, self.counts = match.facts.graph, match.facts.counts
+        every = range(len(self.graph.ops))
+        self.views = [match.is_view(i) for i in every]
+        self.source = sources(self.graph, self.views)
+        self.folded = [match.folded(i) for i in every]
         # What the dialect calls a view, this engine copies.
-        self.copies = [is_view(op, graph) and not v for op, v in zip(graph.ops, self.views, strict=True)]
+        self.copies = [own and not view for own, view in zip(match.facts.views, self.views, strict=True)]
         self.readers: dict[str, set[int]] = {}
-        self.reads = [self._reads(i) for i in range(len(graph.ops))]
+        self.reads = [self._reads(i) for i in every]
         for i, found in enumerate(self.reads):
             for name, _ in found:
                 self.readers.setdefault(name, set()).add(i)
-        for name in graph.outputs:
+        for name in self.graph.outputs:
             self.readers.setdefault(self.source.get(name, name), set()).add(-1)
 
     def _reads(self, i: int) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from qeil_compile.passes.count.base import at, dims
@@ -29,6 +30,19 @@ def accepts(match: Match, i: int) -> bool:
     if inner == 1:
         return groups == channels and channels % layout.block == 0
     return inner % layout.block == 0 and channels // groups % layout.block == 0
+
+
+def in_blocks(match: Match, i: int) -> bool:
+    """Whether operator i (-1: an input of the graph) writes the engine's own layout, as far as can be told so early."""
+    layout = match.rules.layout
+    if layout is None or i < 0:
+        return False
+    members = match.members[match.owner[i]]
+    if any(accepts(match, m) for m in members):
+        return True
+    carries = all(match.facts.families[m] in layout.carriers for m in members)
+    inside = match.facts.live[i]
+    return carries and bool(inside) and all(in_blocks(match, p) for _, p in inside)
 
 
 def reorders(match: Match) -> Extra:
@@ -86,7 +100,8 @@ class _Walk:
         match, layout = self.match, self.match.rules.layout
         assert layout is not None
         families = {self.facts.families[m] for m in match.members[root]}
-        if not reads or not families <= layout.carriers or not self.own.issuperset(reads):
+        inside = self.own.intersection(reads)
+        if not inside or not families <= layout.carriers or any(not self._either(t) for t in reads if t not in inside):
             return False
         if layout.block and "concat" in families:
             return all(at(dims(self.graph.tensors[t]), 1) % layout.block == 0 for t in reads)
@@ -96,12 +111,17 @@ class _Walk:
         self.own.update(t for m in members for t in self.graph.ops[m].outputs if t)
 
     def _reorder(self, root: int, name: str) -> None:
-        if name in self.both or name not in self.graph.tensors:
+        if name in self.both or name not in self.graph.tensors or self._either(name):
             return
         self.both.add(name)
         if self.match.is_free(root) and name in self.graph.producer:
             root = self.match.owner[self.graph.producer[name]]
         self.extra.setdefault(root, []).append(("Reorder", self.graph.tensors[name].nbytes))
+
+    def _either(self, name: str) -> bool:
+        """Whether both orders of the axes are the same memory."""
+        layout, shape = self.match.rules.layout, dims(self.graph.tensors.get(name))
+        return layout is not None and not layout.block and (at(shape, 1) == 1 or prod(shape[2:]) == 1)
 
     def _side_by_side(self, root: int) -> bool:
         """Parts of a concatenation along the outermost axis can be written where they belong."""

@@ -17,7 +17,7 @@ from qeil_compile.passes.count.base import dims, ints_of, tensor
 from qeil_compile.passes.count.traffic import is_view
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules, Pattern, Stage, family, names
 from qeil_compile.passes.groups import CALLER, Groups
-from qeil_compile.passes.layouts import accepts, reorders
+from qeil_compile.passes.layouts import accepts, in_blocks, reorders
 
 #: Families with another result in each run: never folded.
 _RANDOM = names(
@@ -67,6 +67,8 @@ class Facts:
             [(t, producer.get(t, -1)) for t in dict.fromkeys(op.inputs) if t and tensors[t].role != "weight"]
             for op in graph.ops
         ]
+        #: What the dialect itself calls a view.
+        self.views = [is_view(op, graph) for op in graph.ops]
         self.constant: list[bool] = []
         self.families: list[str] = []
         for i, op in enumerate(graph.ops):
@@ -88,15 +90,18 @@ class Facts:
         """Operator -> an earlier one that computes the same."""
         first: dict[Any, int] = {}
         found: dict[int, int] = {}
-        alike = ((t, r) for t, r in self.graph.consumers.items() if len(r) > 1)
-        for i in sorted({i for _, readers in alike for i in readers}):
-            op = self.graph.ops[i]
+        consumers, producer = self.graph.consumers, self.graph.producer
+        doubled: set[int] = set()
+        for i, op in enumerate(self.graph.ops):
+            if not any(t and (len(consumers[t]) > 1 or producer.get(t) in doubled) for t in op.inputs):
+                continue
             if op.body or self.families[i] in _RANDOM or op.type.endswith("_") or not op.outputs:
                 continue
             inputs = tuple(self._value(t, found) for t in op.inputs)
             key = (op.type, inputs, len(op.outputs), repr(op.attributes))
             if first.setdefault(key, i) != i:
                 found[i] = first[key]
+                doubled |= {i, first[key]}
         return found
 
     def _value(self, name: str, twins: dict[int, int]) -> str:
@@ -214,6 +219,11 @@ class Match(Groups):
         """Whether the group is one element-wise function."""
         if self.label[root] in _FUNCTIONS:
             return True
+        if self.label[root] in self.rules.alone:
+            return False
+        if self.rules.subgraphs and self.label[root] == "cast":
+            source = tensor(self.facts.graph, self.facts.graph.ops[root].inputs, 0)
+            return source is not None and source.dtype != "int64"
         return all(self.facts.counts[m].kind == "elementwise" for m in self.members[root])
 
     # Written-out functions
@@ -221,31 +231,31 @@ class Match(Groups):
     def _written_out(self, i: int, pattern: Pattern) -> None:
         if self.folded(i) or len(self.members.get(i, ())) != 1:
             return
-        walk = self._walk([i], pattern.steps[1:])
-        if walk is None or not self._closed(walk):
+        walk = self._walk([i], pattern.steps[1:], pattern.reads)
+        if walk is None:
             return
         for m in walk[1:]:
             self.join(i, m)
         self.label[i] = pattern.name
 
-    def _walk(self, walk: list[int], steps: Sequence[str]) -> list[int] | None:
+    def _walk(self, walk: list[int], steps: Sequence[str], most: int) -> list[int] | None:
         if not steps:
-            return walk
+            return walk if self._closed(walk, most) else None
         step = steps[0].removesuffix("?").split("|")
         for r in self.facts.readers[walk[-1]]:
             if self.facts.families[r] in step and r not in walk and len(self.members.get(r, ())) == 1:
-                found = self._walk([*walk, r], steps[1:])
-                if found and self._closed(found):
+                found = self._walk([*walk, r], steps[1:], most)
+                if found:
                     return found
-        return self._walk(walk, steps[1:]) if steps[0].endswith("?") else None
+        return self._walk(walk, steps[1:], most) if steps[0].endswith("?") else None
 
-    def _closed(self, walk: Sequence[int]) -> bool:
-        """Only the last one's result leaves the walk, which reads one computed tensor."""
+    def _closed(self, walk: Sequence[int], most: int) -> bool:
+        """Only the last one's result leaves the walk, which reads at most so many computed tensors."""
         inside = set(walk)
         for m in walk[:-1]:
             if self.facts.escapes[m] or not inside.issuperset(self.facts.readers[m]):
                 return False
-        return len({t for m in walk for t, p in self.facts.live[m] if p not in inside}) == 1
+        return 1 <= len({t for m in walk for t, p in self.facts.live[m] if p not in inside}) <= most
 
     # Quantised kernels, and transposes that products take in
 
@@ -270,20 +280,29 @@ class Match(Groups):
                 self.join(i, p)
 
     def _transposes(self, i: int) -> None:
+        """Transposes around a product that its kernel takes in, each read by nothing else."""
         facts, op = self.facts, self.facts.graph.ops[i]
-        attention = facts.families[i] == "attention"
-        if attention and (not self.rules.takes_transposes or _grouped(facts, i)):
+        written_out = self.label[self.owner[i]] == "attention"
+        fused = facts.families[i] == "attention"
+        if written_out != self.rules.takes_transposes or (fused and _grouped(facts, i)):
             return
-        if not attention and self.rules.takes_transposes:
-            return
-        for k, name in enumerate(op.inputs[:3] if attention else op.inputs[:2]):
+        for k, name in enumerate(op.inputs[:3] if fused else op.inputs[:2]):
             p = facts.graph.producer.get(name, -1)
             if p < 0 or facts.families[p] != "transpose" or facts.escapes[p] or facts.readers[p] != [i]:
                 continue
-            order = facts.order(p)
-            swaps = len(order) > 1 and order == (*range(len(order) - 2), len(order) - 1, len(order) - 2)
-            if (attention and k != 1) or (not attention and swaps):
+            if k != 1 if fused else (written_out or self._swaps(p)):
                 self.join(i, p)
+        followers = self.followers(self.owner[i])
+        if written_out and not fused and len(followers) == 1 and CALLER not in followers:
+            (other,) = followers
+            if self.label[other] == "transpose":
+                self.join(i, other)
+
+    def _swaps(self, p: int) -> bool:
+        """Whether a transpose only swaps the last two axes, and not those of another transpose."""
+        order, before = self.facts.order(p), self.facts.live[p][0][1] if self.facts.live[p] else -1
+        swapped = (*range(len(order) - 2), len(order) - 1, len(order) - 2)
+        return len(order) > 1 and order == swapped and (before < 0 or self.facts.families[before] != "transpose")
 
     # Followers
 
@@ -307,11 +326,11 @@ class Match(Groups):
         size = self._elements(root)
         if label == "layernorm":
             return len(facts.live[i]) == 2 and len(facts.shape(i)) == 3 and self._same_size(i)
-        if facts.families[i] == "matmul" and "add" in stage.families and "*" not in stage.families:
+        if facts.families[i] == "matmul" and stage.families == {"add"}:
             return self._bias(i, other)
         pair = (root, other)
         outside = {t for m in self.members[other] for t, p in facts.live[m] if p < 0 or self.owner[p] not in pair}
-        if self._elements(other) != size:
+        if self._elements(other) != size or (facts.families[i] == "matmul" and not self._scales(other, stage)):
             return False
         if stage.operands == "tensor":
             return len(outside) == 1 and self._sums(i, root, other)
@@ -321,6 +340,12 @@ class Match(Groups):
         last = max(self.members[root])
         out = tensor(self.facts.graph, self.facts.graph.ops[last].outputs, 0)
         return out.elements if out else 0
+
+    def _scales(self, other: int, stage: Stage) -> bool:
+        """ONNX Runtime's products take up a scalar factor; others whatever the stage says."""
+        graph, op = self.facts.graph, self.facts.graph.ops[other]
+        held = [graph.tensors[t].elements for t in op.inputs if t and graph.tensors[t].role == "weight"]
+        return "*" in stage.families or all(n == 1 for n in held)
 
     def _same_size(self, i: int) -> bool:
         tensors = self.facts.graph.tensors
@@ -341,6 +366,10 @@ class Match(Groups):
         facts = self.facts
         if not self._same_size(other) or (self.rules.layout and not accepts(self, i)):
             return False
+        if self.rules.layout and self.rules.layout.block:
+            # Plain operands are not reordered for a sum: it stays a kernel of its own.
+            if not all(in_blocks(self, p) for _, p in facts.live[other]):
+                return False
         first = facts.graph.producer.get(facts.graph.ops[other].inputs[0], -1)
         if first < 0 or self.owner[first] == root:
             return True
@@ -420,8 +449,7 @@ class Match(Groups):
     def is_view(self, i: int) -> bool:
         """Whether the engine only renames memory for operator i."""
         name = self.facts.families[i]
-        own = name == "identity" and is_view(self.facts.graph.ops[i], self.facts.graph)
-        return own or name in self.rules.views or name in self.rules.removed
+        return (name == "identity" and self.facts.views[i]) or name in self.rules.views or name in self.rules.removed
 
     def more(self, root: int) -> list[tuple[str, int]]:
         """Kernels that the engine adds around the group: (type, bytes)."""
@@ -437,6 +465,8 @@ class Match(Groups):
                 at = {"key": 1, "value": 2}.get(size)
                 spec = tensor(graph, op.inputs, at) if at else None
                 found.append((kind, 0 if size == "none" else spec.nbytes if spec else facts.out_bytes(m)))
+            if op.type.startswith(("aten.lstm.", "aten.gru.", "aten.rnn_")):
+                found += _layers(facts, m, self.rules)
             if facts.families[m] == "split" and op.type.startswith("aten.unbind") and self.rules.reshapes_rows:
                 found += [("Squeeze", 0)] * len(op.outputs)
             if facts.families[m] == "attention" and self.rules.subgraphs:
@@ -454,6 +484,18 @@ class Match(Groups):
         biased = {"linear": len(self.facts.graph.ops[m].inputs) > 2, "matmul": len(self.members[root]) > 1}
         added = self.facts.families[m] == "linear" or any(self.facts.families[k] == "add" for k in self.members[root])
         return biased.get(self.facts.families[m], False) and added and len(self.facts.shape(m)) > 2
+
+
+def _layers(facts: Facts, i: int, rules: FusionRules) -> list[tuple[str, int]]:
+    """A recurrent operator over several layers is a kernel per layer, with transposes and views around each."""
+    op = facts.graph.ops[i]
+    layers = op.attributes.get("num_layers")
+    if not rules.folds or not isinstance(layers, int):
+        return []
+    out = facts.graph.tensors[op.outputs[0]].nbytes
+    found = [(op.short_type, out)] * (layers - 1) + [("Transpose", out)] * layers
+    found += [("Transpose", out)] if op.attributes.get("batch_first") is True else []
+    return found + [("Reshape", 0)] * (layers if rules.views_run else 0)
 
 
 def _grouped(facts: Facts, i: int) -> bool:

@@ -7,8 +7,10 @@ node there names the layers that it was made of.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from qeil_compile.backends import backend
 from qeil_compile.backends.onnx_tools import whole_program
 from qeil_compile.frontends import Traced
 from qeil_compile.ir import OpGraph
+from qeil_compile.passes.count import count
+from qeil_compile.passes.fuse import kernels
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,47 @@ class Ran:
     type: str
     name: str
     ops: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Kernels that an engine ran against those predicted.
+
+    `together` are pairs of working operators (those with FLOPs) that the engine ran in one kernel, `predicted_together`
+    those that the rules put into one, `both` those in both sets.
+    """
+
+    executed: int
+    predicted: int
+    together: int
+    predicted_together: int
+    both: int
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted pairs that the engine ran together; 1 if none was predicted."""
+        return self.both / self.predicted_together if self.predicted_together else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Share of the engine's pairs that were predicted; 1 if it ran none together."""
+        return self.both / self.together if self.together else 1.0
+
+
+def agreement(traced: Traced, engine: str) -> Agreement:
+    """Run the model on the engine and compare."""
+    graph = traced.graph.priced()
+    counts = count(graph)
+    predicted, ran = kernels(graph, counts, engine), kernels_of(traced, engine)
+    seen = {i for r in ran for i in r.ops if counts[i].flops}
+    ours = _pairs((frozenset(k.ops) for k in predicted if not k.free), seen)
+    theirs = _pairs((r.ops for r in ran), seen)
+    number = sum(1 + len(k.extra) for k in predicted if not k.free)
+    return Agreement(len(ran), number, len(theirs), len(ours), len(ours & theirs))
+
+
+def _pairs(groups: Iterable[frozenset[int]], among: set[int]) -> set[tuple[int, int]]:
+    return {pair for g in groups for pair in itertools.combinations(sorted(g & among), 2)}
 
 
 def kernels_of(traced: Traced, engine: str) -> list[Ran]:
@@ -83,43 +128,82 @@ def _onnxruntime(traced: Traced) -> list[Ran]:
 
 def _regions(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[tuple[onnx.NodeProto, set[str]]]:
     """The nodes of the model between the inputs and outputs of each node that ran."""
-    writer = {o: n for n in model.graph.node for o in n.output if o}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for n in model.graph.node:
-        for i in n.input:
-            readers.setdefault(i, []).append(n)
-    known = {*writer, *(i.name for i in model.graph.input), *(i.name for i in model.graph.initializer)}
+    source = _Source(model)
     alias: dict[str, str] = {}
     found = []
     for node in nodes:
-        sources = [alias.get(i, i) for i in node.input if i]
-        for o in node.output:
-            if o and o not in known:
-                alias[o] = _original(node, known, readers) or next(iter(sources), "")
-        region: set[str] = set()
-        queue = [alias.get(o, o) for o in node.output if o]
-        while queue:
-            name = queue.pop()
-            if name not in sources and name in writer and writer[name].name not in region:
-                region.add(writer[name].name)
-                queue += [i for i in writer[name].input if i]
-        found.append((node, region))
+        stop = {source.first(alias.get(i, i)) for i in node.input if i}
+        for k, o in enumerate(node.output):
+            if o and o not in source.known:
+                alias[o] = source.original(node, k) or next((alias.get(i, i) for i in node.input if i), "")
+        found.append((node, source.between(stop, [alias.get(o, o) for o in node.output if o])))
     return found
 
 
-def _original(node: onnx.NodeProto, known: set[str], readers: dict[str, list[onnx.NodeProto]]) -> str:
-    """The model's tensor that a node in the blocked layout writes: named after its first fused result.
+class _Source:
+    """The model as it was handed to ONNX Runtime."""
 
-    A convolution with a fourth input has taken up the sum behind it, and then the activation behind that.
-    """
-    name = node.name.removesuffix("_nchwc")
-    if name not in known or name == node.name:
-        return ""
-    activation = next((a.s.decode() for a in node.attribute if a.name == "activation"), "")
-    wanted = [*(["Add"] if len(node.input) > 3 and node.input[3] else []), activation]
-    for kind in wanted if len(wanted) > 1 else ():
-        name = next((r.output[0] for r in readers.get(name, ()) if r.op_type == kind), name)
-    return name
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = {n.name: n for n in model.graph.node}
+        self.writer = {o: n for n in model.graph.node for o in n.output if o}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        self.twin: dict[str, str] = {}
+        values: dict[bytes, str] = {}
+        for i in model.graph.initializer:
+            if i.data_location != onnx.TensorProto.EXTERNAL:
+                data = onnx.numpy_helper.to_array(i)
+                key = f"{data.dtype} {data.shape}".encode() + data.tobytes()
+                self.twin[i.name] = values.setdefault(key, i.name)
+        first: dict[bytes, onnx.NodeProto] = {}
+        for n in model.graph.node:
+            bare = onnx.NodeProto(op_type=n.op_type, input=[self.first(i) for i in n.input], attribute=n.attribute)
+            earlier = first.setdefault(bare.SerializeToString(deterministic=True), n)
+            if earlier is not n:
+                self.twin.update(zip(n.output, earlier.output, strict=True))
+            for i in n.input:
+                self.readers.setdefault(i, []).append(n)
+        given = (i.name for i in (*model.graph.input, *model.graph.initializer))
+        self.known = {*self.writer, *given}
+
+    def first(self, name: str) -> str:
+        """The tensor that was computed first among equal ones: the engine computes them once."""
+        return self.twin.get(name, name)
+
+    def between(self, stop: set[str], ends: list[str]) -> set[str]:
+        """Nodes on the way back from `ends` to `stop`."""
+        region: set[str] = set()
+        queue = list(ends)
+        while queue:
+            name = queue.pop()
+            if self.first(name) not in stop and name in self.writer and self.writer[name].name not in region:
+                region.add(self.writer[name].name)
+                queue += [i for i in self.writer[name].input if i]
+        return region
+
+    def original(self, node: onnx.NodeProto, k: int) -> str:
+        """The model's tensor that output k of a node is, in a layout of the engine's own; "" if unknown.
+
+        A convolution in blocks of channels is named after its first result, others after the model's node. With a
+        fourth input it has taken up the sum behind it, with an activation that as well, in integers the quantisation.
+        """
+        name = node.name.removesuffix("_nchwc")
+        if name not in self.known:
+            own = self.nodes.get(name.partition("_token_")[0])
+            name = own.output[k] if own is not None and k < len(own.output) else ""
+        activation = next((a.s.decode() for a in node.attribute if a.name == "activation"), "")
+        if name and node.op_type == "Conv":
+            summed = len(node.input) > 3 and node.input[3]
+            name = self._behind(name, "Add") if summed else name
+            name = self._behind(name, activation)
+        if name and node.op_type.startswith("QLinear"):
+            name = self._behind(self._behind(name, "Relu"), "QuantizeLinear")
+        return name
+
+    def _behind(self, name: str, kind: str) -> str:
+        """The result of the reader of this kind, if it has one and is none itself."""
+        if name in self.writer and self.writer[name].op_type == kind:
+            return name
+        return next((r.output[0] for r in self.readers.get(name, ()) if r.op_type == kind), name)
 
 
 def _openvino(traced: Traced) -> list[Ran]:
