@@ -38,12 +38,17 @@ from .passes.partition import Candidate, Front, PartitionSettings, partition, pi
 from .plan import Plan
 from .runtime import Compiled, Explanation, explain, resolve
 from .runtime.measure import Timing
+from .validation import Claim, write
+from .validation import Settings as ValidationSettings
+from .validation import validate as run_validation
 
 __all__ = [
+    "Claim",
     "Compiled",
     "Explanation",
     "Outcome",
     "Settings",
+    "ValidationSettings",
     "aot_compile",
     "calibrate",
     "check_output",
@@ -58,6 +63,8 @@ __all__ = [
     "partition",
     "price",
     "trace",
+    "validate",
+    "write_validation",
 ]
 
 #: Called with the name of a step, how much of it is done, and how much there is.
@@ -319,6 +326,21 @@ def calibrate(
     specs = specs or default_specs()
     host_target(specs, found_devices())
     return run_calibration(specs, threads or [cpu_facts().cores], seconds, progress)
+
+
+def validate(
+    settings: ValidationSettings, progress: Callable[[str, float], None] = lambda part, share: None
+) -> list[Claim]:
+    """The cost model against published measurements and this machine's clock; see `qeil validate`."""
+    return run_validation(settings, progress)
+
+
+def write_validation(claims: Sequence[Claim], folder: str | Path) -> list[Path]:
+    """`validation.json` and the plots, with this machine's processor and engine versions."""
+    facts = cpu_facts()
+    versions = {d.spec.partition(":")[0] for d in found_devices() if d.available}
+    environment = {"cpu": facts.model, "cores": facts.cores, "engines": {n: backend(n).version() for n in sorted(versions)}}
+    return write(claims, Path(folder), environment)
 
 
 def load(path: str | Path) -> Compiled:

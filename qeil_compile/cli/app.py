@@ -16,7 +16,7 @@ import typer
 
 from qeil_compile.errors import QeilError
 
-from . import calibrate, demo, devices, explain, run, verify
+from . import calibrate, demo, devices, explain, run, validate, verify
 from . import compile as compile_command
 from .console import options
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.command("compile")(compile_command.command)
 app.command("calibrate")(calibrate.command)
+app.command("validate")(validate.command)
 app.command("run")(run.command)
 app.command("explain")(explain.command)
 app.command("verify")(verify.command)

@@ -39,6 +39,14 @@ def dimensions(values: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def numbers(option: str, text: str) -> list[int]:
+    """`1,2` as numbers from 1. Raises `InputError`."""
+    parts = [p.strip() for p in text.split(",") if p.strip()]
+    if not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(f"{option} {text}: expected numbers from 1 with commas, such as 1,2")
+    return [int(p) for p in parts]
+
+
 def pins(values: Sequence[str]) -> dict[str, str]:
     """`--pin PATTERN=ENGINE:DEVICE`. Raises `PinError`."""
     found: dict[str, str] = {}

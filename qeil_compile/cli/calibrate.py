@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from qeil_compile import api
-from qeil_compile.errors import InputError
 
-from .arguments import check_file, write_text
+from .arguments import check_file, numbers, write_text
 from .console import print_json, progress, say, table
 
 
@@ -30,28 +30,18 @@ def command(
     report = Path(as_json) if as_json not in (None, "-") else None
     if report is not None:
         check_file(report, ".json", overwrite)
-    numbers = _threads(threads)
+    wanted = numbers("--threads", threads)
     with progress() as step:
         outcomes = api.calibrate(
-            placement, numbers, seconds, lambda spec, share: step(f"measure {spec}", round(100 * share), 100)
+            placement, wanted, seconds, lambda spec, share: step(f"measure {spec}", round(100 * share), 100)
         )
     data = [_row(o) for o in outcomes]
     if report is not None:
-        import json
-
         write_text(report, json.dumps(data, indent=1))
     if as_json == "-":
         print_json(data)
         return
     _show(outcomes)
-
-
-def _threads(text: str) -> list[int]:
-    """`1,2` as numbers. Raises `InputError`."""
-    parts = [p.strip() for p in text.split(",") if p.strip()]
-    if not all(p.isdigit() and int(p) > 0 for p in parts):
-        raise InputError(f"--threads {text}: expected numbers from 1 with commas, such as 1,2")
-    return [int(p) for p in parts]
 
 
 def _row(o: api.Outcome) -> dict[str, Any]:
