@@ -9,7 +9,7 @@ published and nobody measured here: a guess with reasons, given in `source`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from math import inf
 from typing import Any, Literal
@@ -185,13 +185,7 @@ class DeviceProfile:
             f"  engines: {', '.join(self.engines)}",
             f"  pool: {self.pool}",
         ]
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Coefficient):
-                lines.append(f"  {f.name}: {value.as_text(sources)}")
-            elif isinstance(value, Mapping | Thermal):
-                lines += [f"  {f.name}.{d}: {c.as_text(sources)}" for d, c in _flat(value)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {name}: {c.as_text(sources)}" for name, c in flat(self))])
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form, of the same shape as a `[[device]]` table in TOML."""
@@ -217,10 +211,14 @@ class Link:
         """Energy of one transfer."""
         return nbytes * self.energy_per_byte.value
 
+    @property
+    def title(self) -> str:
+        """The two ends, `cpu - gpu`."""
+        return f"{self.a} - {self.b}"
+
     def as_text(self, sources: bool = False) -> str:
         """One line per coefficient."""
-        named = ((f.name, getattr(self, f.name)) for f in fields(self)[2:])
-        return "\n".join([f"{self.a} - {self.b}", *(f"  {n}: {c.as_text(sources)}" for n, c in named)])
+        return "\n".join([self.title, *(f"  {n}: {c.as_text(sources)}" for n, c in flat(self))])
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form, of the same shape as a `[[link]]` table in TOML."""
@@ -313,12 +311,17 @@ def _no_copy(a: str, b: str, pool: str) -> Link:
     )
 
 
-def _flat(value: Any) -> list[tuple[str, Coefficient]]:
-    """Dotted name and coefficient of everything inside a table of the profile."""
+def flat(value: Any) -> list[tuple[str, Coefficient]]:
+    """Dotted name and coefficient of everything inside a device, link or table of one, in its order."""
     if isinstance(value, Coefficient):
         return [("", value)]
-    inner = value.items() if isinstance(value, Mapping) else ((f.name, getattr(value, f.name)) for f in fields(value))
-    return [(f"{k}.{name}" if name else k, c) for k, v in inner for name, c in _flat(v)]
+    if isinstance(value, Mapping):
+        inner = list(value.items())
+    elif is_dataclass(value):
+        inner = [(f.name, getattr(value, f.name)) for f in fields(value)]
+    else:
+        return []
+    return [(f"{k}.{name}" if name else k, c) for k, v in inner for name, c in flat(v)]
 
 
 def _plain(value: Any) -> Any:
