@@ -28,6 +28,7 @@ from .errors import BackendError, InputError, ModelError, OutputError, Verificat
 from .frontends import Arrays, Traced, trace
 from .ir import Workload
 from .passes.annotate import CostTable, annotate
+from .passes.conditions import Conditions
 from .passes.count import count, unknown_report
 from .passes.fuse import FuseSettings, fuse
 from .passes.lower import lower
@@ -36,9 +37,9 @@ from .plan import Plan
 from .runtime import Compiled, Explanation, explain, resolve
 from .runtime.measure import Timing
 
-__all__ = ["Compiled", "Explanation", "Settings", "aot_compile", "check_output", "compile", "compile_traced",
-           "device_report", "explain", "find_target", "known_targets", "load", "lower_plan", "partition", "price",
-           "trace"]  # fmt: skip
+__all__ = ["Compiled", "Conditions", "Explanation", "Settings", "aot_compile", "check_output", "compile",
+           "compile_traced", "device_report", "explain", "find_target", "known_targets", "load", "lower_plan",
+           "partition", "price", "trace"]  # fmt: skip
 
 #: Called with the name of a step, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -65,7 +66,7 @@ class Settings:
     strategies: tuple[str, ...] = ()
     measure: bool = True
     fuse: bool = True
-    reserve: float = 0.1
+    conditions: Conditions = field(default_factory=Conditions)
     verify: bool = True
 
 
@@ -97,7 +98,9 @@ def price(
     labels = pin_labels(graph, settings.pins)
     groups = fuse(graph, counts, labels, FuseSettings(enabled=settings.fuse))
     refusals = _ask(traced, goal.placements, progress)
-    return annotate(groups, counts, goal, refusals, unknown_report(graph, counts))
+    return annotate(
+        groups, counts, goal, refusals, unknown_report(graph, counts), conditions=settings.conditions
+    )
 
 
 def _ask(traced: Traced, placements: Sequence[Placement], progress: Progress) -> dict[str, dict[int, str]]:
@@ -198,7 +201,7 @@ def compile_traced(traced: Traced, settings: Settings | None = None, progress: P
     clock.laps["trace"] = traced.seconds
     costs = price(traced, target, settings, progress)
     clock.lap("ask engines and price")
-    front = partition(costs, PartitionSettings(settings.reserve, settings.pins, settings.strategies))
+    front = partition(costs, PartitionSettings(settings.pins, settings.strategies))
     candidate = front.choose(settings.objective)
     clock.lap("partition")
     compiled = lower_plan(traced, _plan(front, candidate, settings), costs, progress)

@@ -549,7 +549,7 @@ def test_chain_is_exact_on_chains(data: st.DataObject) -> None:
     assert groups == 3
     scale = np.array(data.draw(st.lists(st.floats(0.01, 100.0), min_size=groups * places, max_size=groups * places)))
     scale = scale.reshape(groups, places)
-    costs = replace(costs, seconds=costs.seconds * scale, joules=costs.joules * scale)
+    costs = replace(costs, seconds=costs.seconds * scale, dynamic=costs.dynamic * scale)
     name = data.draw(st.sampled_from(sorted(SCALES)))
     wl, we = SCALES[name]
     weights = (wl / 1e-4, we / 1e-2)
