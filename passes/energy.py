@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from qeil_compile.devices.profile import DeviceProfile, Target
-from qeil_compile.devices.roofline import column
 from qeil_compile.devices.work import KernelTable
 from qeil_compile.passes.conditions import Conditions
 from qeil_compile.passes.thermal import ceiling, leakage, settle
@@ -86,7 +85,7 @@ def spill_joules(target: Target, profile: DeviceProfile, usage: Usage) -> float:
 
 def dynamic_joules(profile: DeviceProfile, kernels: KernelTable) -> np.ndarray:
     """W e_f + Q e_m of each kernel, float64[kernels]; e_f is that of each kernel's dtype."""
-    per_flop = column(kernels.dtypes, lambda dtype: profile.energy(dtype).value)
+    per_flop = kernels.per_dtype(lambda dtype: profile.energy(dtype).value)
     return kernels.flops * per_flop + kernels.nbytes * profile.energy_per_byte.value
 
 

@@ -8,8 +8,6 @@ CACM 52(4), 2009], with efficiencies n_c, n_m per kind of operator, because real
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 
 from .engines import engine_constants
@@ -38,18 +36,12 @@ def attained(profile: DeviceProfile, kernels: KernelTable) -> tuple[np.ndarray, 
         return float((whole if own is None else getattr(own, roof)).value)
 
     return (
-        compute / column(kernels.kinds, lambda kind: share(kind, "compute")),
-        memory / column(kernels.kinds, lambda kind: share(kind, "memory")),
+        compute / kernels.per_kind(lambda kind: share(kind, "compute")),
+        memory / kernels.per_kind(lambda kind: share(kind, "memory")),
     )
 
 
 def roofs(profile: DeviceProfile, kernels: KernelTable) -> tuple[np.ndarray, np.ndarray]:
     """Seconds W / P and Q / B at the full roofs, float64[kernels] each; P is that of each kernel's dtype."""
-    peak = column(kernels.dtypes, lambda dtype: profile.flops(dtype).value)
+    peak = kernels.per_dtype(lambda dtype: profile.flops(dtype).value)
     return kernels.flops / peak, kernels.nbytes / profile.memory_bandwidth.value
-
-
-def column(names: tuple[str, ...], value: Callable[[str], float]) -> np.ndarray:
-    """`value` of each name, asked once per different name, float64[names]."""
-    known: Mapping[str, float] = {n: value(n) for n in set(names)}
-    return np.array([known[n] for n in names], dtype=float)
