@@ -16,6 +16,7 @@ SMALL = {
     "boundary": [],
     "onnx_coverage": ["--match", "test_gather_elements"],
     "compile_time": [],
+    "annotate": [],
 }
 
 
