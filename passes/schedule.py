@@ -100,6 +100,7 @@ def _resident(layout: Layout, seconds: np.ndarray, timeline: Timeline) -> dict[s
         ticks = np.concatenate(([layout.boundary[k]], seconds[rows])).cumsum()
         stretch = (timeline.end[k] - timeline.start[k]) / ticks[-1] if ticks[-1] else 0.0
         ticks = timeline.start[k] + stretch * ticks
+        ticks[-1] = timeline.end[k]  # to the last bit, or the stage behind would seem to run beside this one
         start[rows], end[rows] = ticks[:-1], ticks[1:]
         position[rows] = np.arange(done, done + len(rows))
         done += len(rows)
