@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
 from math import inf
@@ -13,15 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qeil_compile.devices import Coefficient, DeviceProfile, Link, Target
-from qeil_compile.devices.profile import Efficiency, Thermal
+from qeil_compile.devices import Target
+from qeil_compile.devices.profile import Efficiency
 from qeil_compile.devices.ranges import vary
 from qeil_compile.errors import ArtifactError, CapacityError, InputError, ThermalError
 from qeil_compile.ir import GroupGraph, Op, OpGraph, OpGroup, TensorSpec
-from qeil_compile.passes.annotate import CostTable, annotate
+from qeil_compile.passes.annotate import CostTable
 from qeil_compile.passes.arena import allocate, peak, robson
 from qeil_compile.passes.conditions import Conditions
-from qeil_compile.passes.count import OpCount
 from qeil_compile.passes.energy import device_energy
 from qeil_compile.passes.legalise import legalise
 from qeil_compile.passes.partition import Front, evaluate, partition
@@ -29,126 +27,22 @@ from qeil_compile.passes.schedule import schedule
 from qeil_compile.passes.thermal import leakage, settle
 from qeil_compile.passes.timeline import Job, Move, simulate
 from qeil_compile.plan import ALL, Plan
+from tests.cost_problems import (
+    chain_graph,
+    costs_of,
+    device,
+    pair,
+    priced,
+    random_graph,
+    random_target,
+    singles,
+    thermal,
+    value,
+    work,
+)
 from tests.slow_evaluator import slow
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def value(v: float, unit: str = "1", low: float | None = None, high: float | None = None) -> Coefficient:
-    return Coefficient(v, unit, "test", low, high)
-
-
-def wide(v: float, unit: str) -> Coefficient:
-    """A coefficient known to a factor of two."""
-    return value(v, unit, v / 2, v * 2)
-
-
-def thermal(**changed: float) -> Thermal:
-    found = {"leakage": 3.0, "reference": 70.0, "slope": 2500.0, "resistance": 1.5, "time_constant": 40.0,
-             "ambient": 25.0} | changed  # fmt: skip
-    units = {"leakage": "W", "slope": "K", "resistance": "K/W", "time_constant": "s"}  # others are in C
-    return Thermal(**{k: wide(float(v), units[k]) if k in units else value(float(v), "C") for k, v in found.items()})
-
-
-def device(name: str, spec: str, **changed: Any) -> DeviceProfile:
-    profile = DeviceProfile(
-        name=name, kind="cpu", title=name, engines=(spec,), pool=name,
-        peak_flops={"fp32": value(1e10, "FLOP/s"), "fp16": value(4e10, "FLOP/s")},
-        energy_per_flop={"fp32": value(1e-10, "J/FLOP"), "fp16": value(3e-11, "J/FLOP")},
-        memory_bandwidth=value(1e9, "B/s"), memory_bytes=value(1e9, "B"), launch_seconds=value(1e-6, "s"),
-        power_const=value(1.0, "W"), power_idle=value(0.5, "W"), tdp=value(10.0, "W"),
-        energy_per_byte=value(1e-9, "J/B"), t_max=value(100.0, "C"), efficiency_compute=value(0.8),
-        efficiency_memory=value(0.6),
-    )  # fmt: skip
-    return replace(profile, **changed)
-
-
-def link(a: str, b: str, bandwidth: float = 2e8) -> Link:
-    return Link(a, b, value(bandwidth, "B/s"), value(1e-5, "s"), value(2e-9, "J/B"))
-
-
-def pair(**second: Any) -> Target:
-    """Two devices with memories of their own."""
-    devices = device("a", "torch:cpu"), device("b", "onnxruntime:CPU", kind="gpu", **second)
-    return Target("pair", "pair", devices, (link("a", "b"),))
-
-
-def chain_graph(sizes: list[int]) -> OpGraph:
-    """Operator i reads t<i> of `sizes[i]` floats and writes t<i+1>."""
-    roles: Any = ["input", *["activation"] * len(sizes)]
-    tensors = {f"t{i}": TensorSpec(f"t{i}", (n,), "float32", roles[i]) for i, n in enumerate(sizes)}
-    ops = tuple(Op(f"op{i}", "onnx.Relu", (f"t{i}",), (f"t{i + 1}",)) for i in range(len(sizes) - 1))
-    return OpGraph("chain", "onnx", ops, tensors, ("t0",), (f"t{len(sizes) - 1}",), {"": 17})
-
-
-def singles(graph: OpGraph) -> GroupGraph:
-    return GroupGraph(graph, tuple(OpGroup(i, (i,)) for i in range(len(graph.ops))))
-
-
-def costs_of(target: Target, *counts: OpCount, conditions: Conditions | None = None) -> CostTable:
-    """One group per count, in a chain."""
-    groups = singles(chain_graph([64] * (len(counts) + 1)))
-    return annotate(groups, counts, target, conditions=conditions)
-
-
-def work(flops: float, nbytes: int, kind: Any = "gemm", dtype: str = "float32") -> OpCount:
-    return OpCount(flops, nbytes, 0, 0, kind, True, dtype)
-
-
-# ---- random problems
-
-
-def random_graph(rng: np.random.Generator) -> tuple[GroupGraph, tuple[OpCount, ...]]:
-    n = int(rng.integers(1, 16))
-    tensors = {"x": TensorSpec("x", (int(rng.integers(1, 60000)),), "float32", "input")}
-    tensors |= {f"w{i}": TensorSpec(f"w{i}", (int(rng.integers(1, 200000)),), "float32", "weight") for i in range(4)}
-    ops: list[Op] = []
-    for i in range(n):
-        reads = [f"t{r}" for r in rng.choice(i, size=min(i, int(rng.integers(0, 4))), replace=False)] or ["x"]
-        reads += [f"w{rng.integers(4)}"] if rng.random() < 0.5 else []
-        tensors[f"t{i}"] = TensorSpec(f"t{i}", (int(rng.integers(1, 60000)),), "float32", "activation")
-        ops.append(Op(f"op{i}", "onnx.Relu", tuple(reads), (f"t{i}",)))
-    read = {t for op in ops for t in op.inputs}
-    outputs = tuple(f"t{i}" for i in range(n) if f"t{i}" not in read or rng.random() < 0.1)
-    graph = OpGraph("random", "onnx", tuple(ops), tensors, ("x",), outputs, {"": 17})
-    cuts = [0, *(i for i in range(1, n) if rng.random() < 0.7), n]
-    runs = enumerate(itertools.pairwise(cuts))
-    groups = GroupGraph(graph, tuple(OpGroup(k, tuple(range(a, b))) for k, (a, b) in runs))
-    counts = tuple(
-        OpCount(float(10 ** rng.uniform(3, 8)), *(int(10 ** rng.uniform(2, 6)) for _ in range(3)),
-                str(rng.choice(["gemm", "gemv", "softmax"])), True, str(rng.choice(["float32", "float16", "int8"])))
-        for _ in range(n)
-    )  # fmt: skip
-    return groups, counts
-
-
-def random_target(rng: np.random.Generator) -> Target:
-    engines = ("torch:cpu", "onnxruntime:X", "openvino:CPU", "openvino:NPU")
-    count = int(rng.integers(1, 5))
-    pools = ["host"] + [str(rng.choice(["host", "card"])) for _ in range(count - 1)]
-    memory = {p: float(10 ** rng.uniform(5.5, 7)) for p in ("host", "card")}
-    devices = []
-    for i in range(count):
-        roofs = {"fp32": value(float(10 ** rng.uniform(9, 12)), "FLOP/s"), "int8": value(1e12, "FLOP/s")}
-        own = {"softmax": Efficiency(value(rng.uniform(0.1, 1)), value(rng.uniform(0.1, 1)))}
-        hot = thermal(
-            leakage=rng.uniform(0, 5), slope=rng.uniform(0, 5000), resistance=10 ** rng.uniform(-2, 1),
-            time_constant=rng.uniform(1, 100), ambient=rng.uniform(0, 40),
-        )  # fmt: skip
-        devices.append(device(
-            f"d{i}", engines[i], kind="cpu" if i == 0 else "gpu", pool=pools[i], peak_flops=roofs,
-            energy_per_flop={d: wide(float(10 ** rng.uniform(-12, -10)), "J/FLOP") for d in roofs},
-            memory_bandwidth=value(float(10 ** rng.uniform(8, 10)), "B/s"), memory_bytes=value(memory[pools[i]], "B"),
-            launch_seconds=value(float(rng.uniform(0, 1e-5)), "s"), power_const=wide(float(rng.uniform(0, 5)), "W"),
-            power_idle=wide(float(rng.uniform(0, 2)), "W"), may_spill=pools[i] == "card",
-            energy_per_byte=wide(float(10 ** rng.uniform(-11, -9)), "J/B"),
-            efficiencies=own if rng.random() < 0.5 else {}, thermal=hot if rng.random() < 0.7 else None,
-        ))  # fmt: skip
-    links: tuple[Link, ...] = ()
-    if "card" in pools:
-        road = link("d0", f"d{pools.index('card')}", float(10 ** rng.uniform(8, 9)))
-        links = (replace(road, energy_per_byte=wide(2e-9, "J/B")),)
-    return Target("random", "random", tuple(devices), links)
 
 
 @given(seeds)
@@ -161,7 +55,7 @@ def test_agrees_with_the_slow_evaluator(seed: int) -> None:
         reserve=float(rng.uniform(0, 0.5)), duration=float(rng.choice([0.0, 10.0, 100.0, inf])),
         ambient=float(rng.uniform(0, 60)) if rng.random() < 0.3 else None,
     )  # fmt: skip
-    costs = annotate(groups, counts, target, conditions=conditions)
+    costs = priced(groups, counts, target, conditions=conditions)
     assignment = rng.integers(0, len(costs.placements), len(groups.groups))
     sequence = legalise(groups, assignment.tolist())
     fast, plain = schedule(costs, sequence), slow(costs, sequence)
@@ -185,7 +79,7 @@ def test_the_random_problems_reach_every_branch() -> None:
     for seed in range(300):
         rng = np.random.default_rng(seed)
         groups, counts = random_graph(rng)
-        costs = annotate(groups, counts, random_target(rng))
+        costs = priced(groups, counts, random_target(rng))
         found = evaluate(costs, rng.integers(0, len(costs.placements), len(groups.groups)), "").schedule
         seen |= {"spill"} if found.spilled else set()
         seen |= {"full"} if any(c > 1 for c in found.cpq.values()) else set()
@@ -212,7 +106,7 @@ def _placed(costs: CostTable, ops: tuple[str, ...], spec: str) -> set[tuple[int,
 def test_one_roof_binds_and_attained_shares_stay_below(seed: int) -> None:
     rng = np.random.default_rng(seed)
     groups, counts = random_graph(rng)
-    costs = annotate(groups, counts, random_target(rng))
+    costs = priced(groups, counts, random_target(rng))
     assert np.all(np.maximum(costs.dasi, costs.beta) == 1.0)
     assert np.all((costs.dasi > 0) & (costs.beta > 0) & (costs.dasi <= 1) & (costs.beta <= 1))
     assert np.all(costs.dasi_eff <= costs.dasi * (1 + 1e-12)) and np.all(costs.beta_eff <= costs.beta * (1 + 1e-12))
@@ -239,7 +133,7 @@ def test_identity_with_the_energy_roofline(seed: int) -> None:
     counts = tuple(replace(c, dtype="float32") for c in counts)
     target = random_target(rng)
     target = replace(target, devices=tuple(replace(d, thermal=None) for d in target.devices))
-    costs = annotate(groups, counts, target)
+    costs = priced(groups, counts, target)
     for p, place in enumerate(costs.placements):
         d = place.profile
         peak_, energy = d.flops("float32").value, d.energy("float32").value
@@ -255,10 +149,8 @@ def test_mixed_dtypes_in_one_group_are_priced_apart() -> None:
     graph = chain_graph([64, 64, 64])
     counts = work(1e8, 10, dtype="float16"), work(1e7, 10)
     groups = singles(graph)
-    apart = annotate(groups, counts, pair())
-    fused = GroupGraph(graph, (OpGroup(0, (0, 1)),))
-    kernels = {e: replace(k, group=np.zeros(2, dtype=np.int64)) for e, k in apart.kernels.items()}
-    together = annotate(fused, counts, pair(), kernels=kernels)
+    apart = priced(groups, counts, pair())
+    together = priced(GroupGraph(graph, (OpGroup(0, (0, 1)),)), counts, pair())
     assert together.dynamic[0] == pytest.approx(apart.dynamic.sum(axis=0), rel=1e-12)
     assert together.seconds[0] == pytest.approx(apart.seconds.sum(axis=0), rel=1e-12)
     assert together.dynamic[0, 0] == pytest.approx(1e8 * 3e-11 + 1e7 * 1e-10 + 20e-9)
@@ -282,7 +174,7 @@ class HalfFitted:
 
 def test_calibrated_times_replace_the_roofline_and_say_so() -> None:
     groups = singles(chain_graph([64, 64]))
-    costs = annotate(groups, (work(1e6, 1000),), pair(), calibration=HalfFitted())
+    costs = priced(groups, (work(1e6, 1000),), pair(), calibration=HalfFitted())
     assert costs.seconds[0, 0] == 7.0 and costs.seconds[0, 1] < 1.0
     assert costs.labels == ("calibrated", "modelled") and costs.label == "modelled"
 
@@ -441,7 +333,7 @@ def test_weights_once_per_device_and_views_without_room() -> None:
         Op("d", "onnx.Mul", ("t2", "w"), ("t3",)),
     )
     graph = OpGraph("g", "onnx", ops, tensors, ("x",), ("t3",), {"": 17})
-    costs = annotate(singles(graph), tuple(work(1e3, 100) for _ in ops), pair())
+    costs = priced(singles(graph), tuple(work(1e3, 100) for _ in ops), pair())
     one = schedule(costs, [(0, (0, 1, 2, 3))]).devices
     # x, t0 with its view t1, t2, t3: two live at once, 4000 bytes each, rounded up to 64.
     assert one[0].weight_bytes == 2000 and one[0].arena_bytes == one[0].peak_bytes == 2 * 4032
@@ -492,7 +384,7 @@ def test_one_memory_is_shared_by_all_devices_of_a_pool() -> None:
     graph = replace(graph, ops=ops, tensors=tensors)
     shared = {"pool": "ram", "memory_bytes": value(8500.0, "B")}
     devices = device("a", "torch:cpu", **shared), device("b", "onnxruntime:CPU", **shared)
-    costs = annotate(singles(graph), (work(1e3, 10), work(1e3, 10)), Target("t", "t", devices, ()))
+    costs = priced(singles(graph), (work(1e3, 10), work(1e3, 10)), Target("t", "t", devices, ()))
     found = schedule(costs, [(0, (0,)), (1, (1,))])
     # Each device's half of the weights fits; both in one memory, with 3 x 256 bytes of activations, do not.
     assert found.resident == {"ram": 8000 + found.devices[0].arena_bytes + found.devices[1].arena_bytes}
@@ -598,13 +490,13 @@ def test_repriced_energies_are_those_of_a_new_table(seed: int) -> None:
     rng = np.random.default_rng(seed)
     groups, counts = random_graph(rng)
     target = random_target(rng)
-    costs = annotate(groups, counts, target)
+    costs = priced(groups, counts, target)
     candidate = evaluate(costs, rng.integers(0, len(costs.placements), len(groups.groups)), "x")
     *rows, every = Front(costs, (candidate,), {}).plan(candidate, "energy").sensitivity
     assert len(rows) >= 4 * len(target.devices)
 
     def again(changed: Target) -> float:
-        return evaluate(annotate(groups, counts, changed), candidate.assignment, "x").objectives.energy
+        return evaluate(priced(groups, counts, changed), candidate.assignment, "x").objectives.energy
 
     low = high = target
     for row in rows:
