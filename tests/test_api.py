@@ -419,7 +419,8 @@ assert peak < 3, f"{peak} GiB"
 
 def _shrunk(target: Any, **memory: float) -> Any:
     def size(d: Any) -> Any:
-        return replace(d, memory_bytes=Coefficient(memory.get(d.name, memory.get(d.pool, 1.0)), "B", "test"))
+        size_ = Coefficient(memory.get(d.name, memory.get(d.pool, 1.0)), "B", "test")
+        return replace(d, memory_bytes=size_, may_spill=False)
 
     return replace(target, devices=tuple(size(d) for d in target.devices))
 

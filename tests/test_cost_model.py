@@ -320,6 +320,20 @@ def test_robson_by_hand() -> None:
     assert robson(0, 8, 8) == 0
 
 
+def test_a_note_where_only_shared_offsets_make_it_fit() -> None:
+    """Tensors of 4000 and 64 bytes: two live at once need 4096, an allocator without foresight several times that."""
+    groups = singles(chain_graph([1000, 16, 1000, 16, 1000]))
+    counts = tuple(work(1e3, 10) for _ in range(4))
+
+    def notes(room: float) -> str:
+        target = Target("t", "t", (device("a", "torch:cpu", memory_bytes=value(room, "B")),), ())
+        front = partition(priced(groups, counts, target))
+        return " ".join(front.plan(front.candidates[0], "energy").notes)
+
+    assert "allocates as it goes may need up to" in notes(10000.0)
+    assert "allocates as it goes" not in notes(30000.0)
+
+
 def test_weights_once_per_device_and_views_without_room() -> None:
     tensors = {
         "x": TensorSpec("x", (1000,), "float32", "input"),

@@ -19,7 +19,7 @@ from qeil_compile.ir import OpGraph
 from qeil_compile.passes.annotate import CostTable
 from qeil_compile.passes.legalise import legalise
 from qeil_compile.passes.partition.chain import chain
-from qeil_compile.passes.partition.feasible import does_not_fit, overheats, thermal_note
+from qeil_compile.passes.partition.feasible import does_not_fit, overheats, thermal_note, worst_case_notes
 from qeil_compile.passes.partition.greedy import greedy
 from qeil_compile.passes.partition.single import single
 from qeil_compile.passes.schedule import Schedule, schedule
@@ -126,7 +126,8 @@ class Front:
         return Plan(
             self.costs.groups.graph.name, self.costs.target.name, candidate.strategy, objective, self.costs.label,
             candidate.schedule.stages, candidate.schedule.transfers, _units(self.costs, candidate.sequence),
-            candidate.objectives, self.lower_bounds, alternatives, self.notes, devices=candidate.schedule.devices,
+            candidate.objectives, self.lower_bounds, alternatives,
+            (*self.notes, *worst_case_notes(self.costs, candidate.schedule)), devices=candidate.schedule.devices,
             sensitivity=sensitivity(self, candidate, objective),
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qeil_compile.passes.conditions import Conditions
 from qeil_compile.passes.costs import CostTable
 from qeil_compile.passes.memory import usable
 from qeil_compile.passes.schedule import Schedule
@@ -30,3 +31,18 @@ def thermal_note(costs: CostTable) -> tuple[str, ...]:
     """A note that names the devices without thermal data."""
     blind = [d.name for d in costs.target.devices if d.thermal is None]
     return (f"no thermal data for {', '.join(blind)}: Phi is 1 there, and no ceiling is checked",) if blind else ()
+
+
+def worst_case_notes(costs: CostTable, plan: Schedule) -> tuple[str, ...]:
+    """Notes for memories in which the plan fits by its arena, but not if an engine allocates as it goes, at worst."""
+    notes = []
+    for pool in plan.resident:
+        states = [s for d, s in zip(costs.target.devices, plan.devices, strict=True) if d.pool == pool]
+        worst = sum(s.weight_bytes + s.online_bytes for s in states)
+        capacity = usable(costs.target, pool, Conditions(reserve=0.0))
+        if plan.cpq[pool] <= 1 and worst > capacity:
+            notes.append(
+                f"memory {pool}: an engine that allocates as it goes may need up to {worst / 1e9:.2f} GB of "
+                f"{capacity / 1e9:.2f} GB (Robson's bound); the plan counts on shared offsets"
+            )
+    return tuple(notes)
