@@ -117,7 +117,7 @@ def random_graph(rng: np.random.Generator) -> tuple[GroupGraph, tuple[OpCount, .
     runs = enumerate(itertools.pairwise(cuts))
     groups = GroupGraph(graph, tuple(OpGroup(k, tuple(range(a, b))) for k, (a, b) in runs))
     counts = tuple(
-        OpCount(float(10 ** rng.uniform(3, 8)), *(int(10 ** rng.uniform(2, 6)) for _ in range(3)),
+        OpCount(float(10 ** rng.uniform(3, 9.5)), *(int(10 ** rng.uniform(2, 6)) for _ in range(3)),
                 str(rng.choice(["gemm", "gemv", "softmax"])), True, str(rng.choice(["float32", "float16", "int8"])))
         for _ in range(n)
     )  # fmt: skip

@@ -19,6 +19,7 @@ class Slow:
 
     latency: float
     energy: float
+    under_utilisation: float
     cpq: dict[str, float]
     temperature: dict[str, float | None]
     phi: dict[str, float]
@@ -65,7 +66,12 @@ def slow(costs: CostTable, sequence: list[tuple[int, tuple[int, ...]]]) -> Slow:
         start, end = _run(costs, sequence, place, entry, rows, seconds)
 
     latency, energy = max(end), 0.0
-    found = Slow(latency, 0.0, {p: n / room[p] for p, n in need.items()}, {}, {}, {}, arena, spilled)
+    useful = sum(
+        max(sum(r["w"] / d.flops(r["dtype"]).value for r in rows[g]), sum(r["q"] for r in rows[g]) / bandwidth)
+        for g, k in where.items() for d in [place[k].profile] for bandwidth in [d.memory_bandwidth.value]
+    )  # fmt: skip
+    under = 1 - useful / (len(target.devices) * latency)
+    found = Slow(latency, 0.0, under, {p: n / room[p] for p, n in need.items()}, {}, {}, {}, arena, spilled)
     for d in target.devices:
         busy = sum(end[k] - start[k] for k in range(len(place)) if place[k].profile is d)
         dynamic = sum(

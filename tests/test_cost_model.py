@@ -61,6 +61,7 @@ def test_agrees_with_the_slow_evaluator(seed: int) -> None:
     fast, plain = schedule(costs, sequence), slow(costs, sequence)
     assert fast.objectives.latency == pytest.approx(plain.latency, rel=1e-9)
     assert fast.objectives.energy == pytest.approx(plain.energy, rel=1e-9)
+    assert fast.objectives.under_utilisation == pytest.approx(plain.under_utilisation, rel=1e-9)
     assert fast.cpq == pytest.approx(plain.cpq, rel=1e-9)
     assert {p: s.nbytes for p, s in fast.spilled.items()} == pytest.approx(plain.spilled, rel=1e-9)
     for state in fast.devices:
