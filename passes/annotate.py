@@ -1,114 +1,49 @@
-"""Price every group on every placement: time by a roofline, energy by one equation, support by the engine.
+"""Price every group on every placement: DASI, beta, time, energy and support.
 
-    t(g,d) = t_launch + max(W / (n_c P), Q / (n_m B))
-    E(g,d) = t P_const + W e_f + Q e_m
+    I = W / Q,   DASI = min(1, I B / P),   beta = min(1, P / (I B))
+    E(g,d) = t [ P_const + (DASI_eff P e_f + beta_eff B e_m) / Phi(T) ],   DASI_eff = W / (P t),  beta_eff = Q / (B t)
 
-with W [FLOP] and Q [byte] of the group (tensors inside a group do not count), P the device's rate for the
-group's dtype, B its bandwidth, n_c and n_m its efficiencies (docs/cost-model.md; energy roofline of Choi et
-al. 2013). DASI = min(1, I B / P) with I = W / Q is the share of the compute roof that the roofline allows.
-This pass holds no temperature term: Phi is 1.
+with W [FLOP] and Q [byte] of the kernels that the placement's engine runs for the group, P the device's rate for
+each kernel's dtype, B its bandwidth, and t from `devices.timing`. DASI is the share of the compute roof that the
+roofline allows, beta that of the memory roof; one of the two is always 1. A group of several kernels has the sums of
+its kernels: its W / P is the time that all its arithmetic takes at the roofs of the dtypes.
+
+A die does not heat or cool within a kernel. Groups are therefore priced at one temperature per placement: that of
+the device under its mean load, if it runs everything that the placement accepts, over and over. `schedule` prices a
+plan at the temperature that the plan itself brings about; for a plan on one placement the two agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from qeil_compile.devices import Placement, Target, boundary_seconds, engine_constants
+from qeil_compile.devices import Placement, Target
+from qeil_compile.devices.roofline import attained, roofs
+from qeil_compile.devices.timing import Calibration, time_model
+from qeil_compile.devices.work import KernelTable
 from qeil_compile.errors import UnsupportedOperatorError
 from qeil_compile.ir import GroupGraph
+from qeil_compile.passes.conditions import Conditions
+from qeil_compile.passes.costs import CostTable
 from qeil_compile.passes.count import OpCount
+from qeil_compile.passes.energy import DeviceEnergy, device_energy, dynamic_joules
+from qeil_compile.passes.kernels import kernel_table
 from qeil_compile.plan import Label
 
+__all__ = ["CostTable", "annotate", "kernel_tables"]
 
-@dataclass(frozen=True)
-class CostTable:
-    """Prices of all groups (rows) on all placements (columns).
+#: Columns of the table that are sums over a group's kernels.
+_SUMS = ("flops", "nbytes", "seconds", "streaming", "dynamic", "compute_roof", "memory_roof")
 
-    `seconds`, `joules` (while working, without idle power of the rest), `dasi` and `share` (attained share
-    of the roof that binds) are float64[groups, placements]; `supported` is bool of the same shape.
-    `reasons` says, for an unsupported pair, why. `flops` and `nbytes` are W and Q per group.
-    """
 
-    groups: GroupGraph
-    target: Target
-    placements: tuple[Placement, ...]
-    seconds: np.ndarray
-    joules: np.ndarray
-    dasi: np.ndarray
-    share: np.ndarray
-    supported: np.ndarray
-    flops: np.ndarray
-    nbytes: np.ndarray
-    label: Label
-    reasons: Mapping[tuple[int, int], str] = field(default_factory=dict)
-    #: Operators without a count rule: (type, how many, share of all bytes).
-    unknown: Sequence[tuple[str, int, float]] = ()
-
-    @cached_property
-    def idle_power(self) -> float:
-        """Power [W] of all devices of the target together while they wait."""
-        return sum(d.power_idle.value for d in self.target.devices)
-
-    @cached_property
-    def _boundaries(self) -> np.ndarray:
-        names = [p.engine for p in self.placements]
-        return np.array([[boundary_seconds(a, b).value for b in names] for a in names])
-
-    def boundary(self, p: int, q: int) -> float:
-        """Seconds that entering a stage on placement q after one on placement p costs, beside transfers."""
-        return float(self._boundaries[p, q])
-
-    def entry(self, q: int) -> float:
-        """Seconds of the first stage's call."""
-        return engine_constants()[self.placements[q].engine].stage_seconds.value
-
-    def transfer(self, p: int, q: int, nbytes: float) -> tuple[float, float]:
-        """Seconds and joules for moving a tensor between the devices of two placements; 0 in one memory."""
-        a, b = self.placements[p].profile, self.placements[q].profile
-        if a is b or nbytes == 0:
-            return 0.0, 0.0
-        link = self.target.link(a.name, b.name)
-        return link.seconds(nbytes), link.joules(nbytes)
-
-    def as_text(self) -> str:
-        """One line per group: W, Q, and milliseconds per placement."""
-        head = "group  operators  MFLOP  kB  " + "  ".join(p.spec for p in self.placements)
-        rows = []
-        for g in self.groups.groups:
-            cells = [
-                f"{self.seconds[g.index, p] * 1e3:.4f}" if self.supported[g.index, p] else "-"
-                for p in range(len(self.placements))
-            ]
-            names = "+".join(self.groups.graph.ops[i].short_type for i in g.ops)
-            size = f"{self.flops[g.index] / 1e6:.3f}  {self.nbytes[g.index] / 1e3:.1f}"
-            rows.append(f"{g.index}  {names}  {size}  " + "  ".join(cells))
-        return "\n".join([f"{head}  (ms, {self.label})", *rows])
-
-    def to_json(self) -> dict[str, Any]:
-        """Stable JSON form."""
-        return {
-            "label": self.label,
-            "target": self.target.name,
-            "placements": [p.spec for p in self.placements],
-            "devices": [p.profile.name for p in self.placements],
-            "power_const": [p.profile.power_const.value for p in self.placements],
-            "boundary": self._boundaries.tolist(),
-            "groups": [[self.groups.graph.ops[i].name for i in g.ops] for g in self.groups.groups],
-            "flops": self.flops.tolist(),
-            "nbytes": self.nbytes.tolist(),
-            "seconds": np.where(self.supported, self.seconds, -1.0).tolist(),
-            "joules": np.where(self.supported, self.joules, -1.0).tolist(),
-            "dasi": self.dasi.tolist(),
-            "unsupported": [
-                {"group": g, "placement": self.placements[p].spec, "reason": r} for (g, p), r in self.reasons.items()
-            ],
-            "unknown": [list(u) for u in self.unknown],
-        }
+def kernel_tables(
+    groups: GroupGraph, counts: Sequence[OpCount], targets: Iterable[Target]
+) -> dict[str, KernelTable]:
+    """Kernels by engine, for all engines of some targets: `annotate` takes them for each of those targets."""
+    engines = dict.fromkeys(p.engine for t in targets for p in t.placements)
+    return {e: kernel_table(groups, counts, e) for e in engines}
 
 
 def annotate(
@@ -117,68 +52,80 @@ def annotate(
     target: Target,
     refusals: Mapping[str, Mapping[int, str]] | None = None,
     unknown: Sequence[tuple[str, int, float]] = (),
+    *,
+    conditions: Conditions | None = None,
+    calibration: Calibration | None = None,
+    kernels: Mapping[str, KernelTable] | None = None,
 ) -> CostTable:
     """Build the cost table. `refusals` maps a placement's spec to {operator index: reason}.
 
-    Raises `UnsupportedOperatorError` when some operator runs nowhere, naming it and each reason.
+    `kernels` are those of `kernel_tables`, for callers who price one model for several targets. Raises
+    `UnsupportedOperatorError` when some operator runs nowhere, naming it and each reason.
     """
-    placements = target.placements
-    flops, nbytes, dtypes = _totals(groups, counts)
-    shape = (len(groups.groups), len(placements))
-    seconds, joules, dasi, share = (np.zeros(shape) for _ in range(4))
-    supported = np.ones(shape, dtype=bool)
+    placements, conditions = target.placements, conditions or Conditions()
+    kernels = kernels or kernel_tables(groups, counts, [target])
+    supported = np.ones((len(groups.groups), len(placements)), dtype=bool)
+    sums = {name: np.zeros(supported.shape) for name in _SUMS}
     reasons: dict[tuple[int, int], str] = {}
-    engines = engine_constants()
+    labels: list[Label] = []
     for p, place in enumerate(placements):
-        profile = place.profile
-        launch = profile.launch_seconds.value + engines[place.engine].kernel_seconds.value
-        bandwidth = profile.memory_bandwidth.value
-        peak = np.array([profile.flops(d).value for d in dtypes])
-        per_flop = np.array([profile.energy(d).value for d in dtypes])
-        compute = flops / (peak * profile.efficiency_compute.value)
-        memory = nbytes / (bandwidth * profile.efficiency_memory.value)
-        seconds[:, p] = launch + np.maximum(compute, memory)
-        dynamic = flops * per_flop + nbytes * profile.energy_per_byte.value
-        joules[:, p] = seconds[:, p] * profile.power_const.value + dynamic
-        with np.errstate(divide="ignore", invalid="ignore"):
-            dasi[:, p] = np.where(nbytes > 0, np.minimum(1.0, flops / nbytes * bandwidth / peak), flops > 0)
-        share[:, p] = np.maximum(flops / peak, nbytes / bandwidth) / seconds[:, p]
+        label, columns = _price(place, kernels[place.engine], calibration)
+        labels.append(label)
+        for name, values in columns.items():
+            sums[name][:, p] = np.bincount(kernels[place.engine].group, values, len(groups.groups))
         for g, reason in _refused(groups, (refusals or {}).get(place.spec, {})).items():
             supported[g, p] = False
             reasons[(g, p)] = reason
+    compute, memory = sums.pop("compute_roof"), sums.pop("memory_roof")
     table = CostTable(
-        groups, target, placements, seconds, joules, dasi, share, supported, flops, nbytes, "modelled", reasons, unknown
-    )
+        groups=groups, target=target, placements=placements, kernels=kernels, **sums,
+        dasi=_share(compute, memory, 0.0), beta=_share(memory, compute, 1.0),
+        dasi_eff=_quotient(compute, sums["seconds"]), beta_eff=_quotient(memory, sums["seconds"]),
+        supported=supported, states=_states(placements, sums, supported, conditions), labels=tuple(labels),
+        conditions=conditions, calibration=calibration, reasons=reasons, unknown=unknown,
+    )  # fmt: skip
     _check_supported(table)
     return table
 
 
-def _totals(groups: GroupGraph, counts: Sequence[OpCount]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    graph = groups.graph
-    flops = np.array([sum(counts[i].flops for i in g.ops) for g in groups.groups], dtype=float)
-    nbytes = np.array([_traffic(groups, counts, g.ops) for g in groups.groups], dtype=float)
-    heaviest = [max(g.ops, key=lambda i: counts[i].flops) for g in groups.groups]
-    assert len(graph.ops) == len(counts)
-    return flops, nbytes, [counts[i].dtype for i in heaviest]
+def _price(
+    place: Placement, kernels: KernelTable, calibration: Calibration | None
+) -> tuple[Label, dict[str, np.ndarray]]:
+    """How far the times can be believed, and the columns of `_SUMS`, float64[kernels] each."""
+    seconds, label = time_model(place, calibration)(kernels)
+    compute, memory = attained(place.profile, kernels)
+    compute_roof, memory_roof = roofs(place.profile, kernels)
+    return label, {
+        "flops": kernels.flops,
+        "nbytes": kernels.nbytes,
+        "seconds": seconds,
+        "streaming": np.where(memory >= compute, np.minimum(memory, seconds), 0.0),
+        "dynamic": dynamic_joules(place.profile, kernels),
+        "compute_roof": compute_roof,
+        "memory_roof": memory_roof,
+    }
 
 
-def _traffic(groups: GroupGraph, counts: Sequence[OpCount], ops: Sequence[int]) -> int:
-    """Bytes that cross the group's border; what its operators hand to one another inside does not count."""
-    total = sum(counts[i].bytes_in + counts[i].bytes_weights + counts[i].bytes_out for i in ops)
-    if len(ops) == 1:
-        return total
-    graph, inside = groups.graph, set(ops)
-    outputs = set(groups.outputs_of(ops))
-    for i in ops:
-        for t in graph.ops[i].outputs:
-            if not t:
-                continue
-            size = graph.tensors[t].nbytes
-            readers = [c for c in graph.consumers.get(t, ()) if c in inside]
-            total -= sum(min(size, counts[c].bytes_in) for c in readers)
-            if t not in outputs:
-                total -= min(size, counts[i].bytes_out)
-    return max(total, 0)
+def _share(mine: np.ndarray, other: np.ndarray, nothing: float) -> np.ndarray:
+    """min(1, mine / other) of two roofs' times; `nothing` where a group has neither arithmetic nor bytes."""
+    found = np.divide(mine, other, out=np.ones_like(mine), where=other > 0)
+    return np.where((mine == 0) & (other == 0), nothing, np.minimum(1.0, found))
+
+
+def _quotient(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _states(
+    placements: Sequence[Placement], sums: Mapping[str, np.ndarray], supported: np.ndarray, conditions: Conditions
+) -> tuple[DeviceEnergy, ...]:
+    """Each placement's state if it ran all groups that it takes, one after the other, without a pause."""
+    seconds = np.where(supported, sums["seconds"], 0.0).sum(axis=0)
+    dynamic = np.where(supported, sums["dynamic"], 0.0).sum(axis=0)
+    return tuple(
+        device_energy(p.profile, float(t), float(e), float(t), conditions)
+        for p, t, e in zip(placements, seconds, dynamic, strict=True)
+    )
 
 
 def _refused(groups: GroupGraph, refused: Mapping[int, str]) -> dict[int, str]:

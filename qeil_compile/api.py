@@ -31,6 +31,7 @@ from .errors import BackendError, InputError, ModelError, OutputError, Verificat
 from .frontends import Arrays, Traced, trace
 from .ir import Workload
 from .passes.annotate import CostTable, annotate
+from .passes.conditions import Conditions
 from .passes.count import count, unknown_report
 from .passes.fuse import FuseSettings, fuse
 from .passes.lower import lower
@@ -45,6 +46,7 @@ from .validation import validate as run_validation
 __all__ = [
     "Claim",
     "Compiled",
+    "Conditions",
     "Explanation",
     "Outcome",
     "Settings",
@@ -93,7 +95,7 @@ class Settings:
     strategies: tuple[str, ...] = ()
     measure: bool = True
     fuse: bool = True
-    reserve: float = 0.1
+    conditions: Conditions = field(default_factory=Conditions)
     verify: bool = True
     threads: int = 0
 
@@ -126,7 +128,9 @@ def price(
     labels = pin_labels(graph, settings.pins)
     groups = fuse(graph, counts, labels, FuseSettings(enabled=settings.fuse))
     refusals = _ask(traced, goal.placements, progress)
-    return annotate(groups, counts, goal, refusals, unknown_report(graph, counts))
+    return annotate(
+        groups, counts, goal, refusals, unknown_report(graph, counts), conditions=settings.conditions
+    )
 
 
 def _ask(traced: Traced, placements: Sequence[Placement], progress: Progress) -> dict[str, dict[int, str]]:
@@ -227,7 +231,7 @@ def compile_traced(traced: Traced, settings: Settings | None = None, progress: P
     clock.laps["trace"] = traced.seconds
     costs = price(traced, target, settings, progress)
     clock.lap("ask engines and price")
-    front = partition(costs, PartitionSettings(settings.reserve, settings.pins, settings.strategies))
+    front = partition(costs, PartitionSettings(settings.pins, settings.strategies))
     candidate = front.choose(settings.objective)
     clock.lap("partition")
     compiled = lower_plan(traced, _plan(front, candidate, settings), costs, progress)

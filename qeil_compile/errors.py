@@ -29,6 +29,10 @@ class CapacityError(QeilError):
     """No assignment fits into the memory of the target's devices."""
 
 
+class ThermalError(QeilError):
+    """No assignment stays below the thermal ceiling of the target's devices."""
+
+
 class TargetError(QeilError):
     """A target, device profile, engine or provider is unknown, malformed or not on this machine."""
 

@@ -62,6 +62,73 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceState:
+    """One device of the target while the plan runs over and over.
+
+    `busy` [s] and `joules` [J] are per run, waiting included in the energy. `temperature` [C] is None where the
+    profile has no thermal data; Phi is 1 then. A device that is not `sustained` would pass its thermal ceiling.
+    `cpq` is the capacity pressure of its memory, shared with the other devices of the pool. `arena_bytes` is the
+    block that activations share, `peak_bytes` what of them lives at once, `online_bytes` what an engine that
+    allocates as it goes may need instead, at worst. `spill_bytes` cross the link from the host in every run.
+    """
+
+    device: str
+    busy: float
+    joules: float
+    temperature: float | None
+    phi: float
+    sustained: bool
+    cpq: float
+    weight_bytes: int
+    arena_bytes: int
+    peak_bytes: int
+    online_bytes: int
+    spill_bytes: int
+
+    @property
+    def fragmentation(self) -> float:
+        """Share by which the arena is larger than what lives at once."""
+        return self.arena_bytes / self.peak_bytes - 1 if self.peak_bytes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What the range of one energy coefficient does to a plan.
+
+    `device` and `field` name it; the last rows, of device "all" in units of 1, move every coefficient at once: -1 is
+    the lower end of each range, 1 the upper. `joules_low` and `joules_high` are the plan's energy [J] at `low` and
+    `high`. Below `flips_below` (above `flips_above`) the plan `rival_below` (`rival_above`) is the better choice;
+    None and "" where the choice holds down (up) to the end of the range.
+    """
+
+    device: str
+    field: str
+    unit: str
+    value: float
+    low: float
+    high: float
+    joules_low: float
+    joules_high: float
+    flips_below: float | None
+    rival_below: str
+    flips_above: float | None
+    rival_above: str
+
+    def as_text(self) -> str:
+        """`energy_per_byte of npu above 9.1e-11 J/B: single openvino:CPU is better`; "" where the choice holds."""
+        unit = "" if self.unit == "1" else f" {self.unit}"
+        name = f"{self.field} of {self.device}" if self.device != ALL else ALL_TEXT
+        sides = (("below", self.flips_below, self.rival_below), ("above", self.flips_above, self.rival_above))
+        found = [(side, at, rival or "no plan") for side, at, rival in sides if at is not None]
+        return "; ".join(f"{name} {side} {at:.3g}{unit}: {rival} is better" for side, at, rival in found)
+
+
+#: `Sensitivity.device` of the row that moves all coefficients at once.
+ALL = "all"
+ALL_TEXT = "all energy coefficients at once (-1 is the lower end of each range, 1 the upper)"
+
+
+@dataclass(frozen=True, slots=True)
 class Alternative:
     """A plan that was considered: its strategy, size and objective values."""
 
@@ -92,6 +159,15 @@ class Plan:
     notes: tuple[str, ...] = ()
     #: Pattern over operators -> placement, as the user asked for.
     pins: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[DeviceState, ...] = ()
+    #: How the choice depends on energy coefficients that are only known as ranges.
+    sensitivity: tuple[Sensitivity, ...] = ()
+
+    @property
+    def energy_range(self) -> tuple[float, float]:
+        """Least and most energy [J] of this plan over the ranges of the energy coefficients."""
+        found = [self.objectives.energy, *(e for s in self.sensitivity for e in (s.joules_low, s.joules_high))]
+        return min(found), max(found)
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form, read back by `from_json`."""
@@ -112,12 +188,27 @@ class Plan:
                     )
                     for a in data["alternatives"]
                 ),
+                devices=tuple(DeviceState(**_typed(DeviceState, d)) for d in data["devices"]),
+                sensitivity=tuple(Sensitivity(**_typed(Sensitivity, s)) for s in data["sensitivity"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"plan: missing or malformed field ({error}); compile the model again") from error
 
+    def sensitivity_text(self) -> list[str]:
+        """The energy with its range, and each coefficient at which another plan becomes the better choice."""
+        if not self.sensitivity:
+            return []
+        low, high = self.energy_range
+        flips = [text for s in self.sensitivity if (text := s.as_text())]
+        coefficients = sum(s.device != ALL for s in self.sensitivity)
+        head = (
+            f"energy {self.objectives.energy * 1e3:.3g} mJ ({low * 1e3:.3g} to {high * 1e3:.3g} over the ranges of "
+            f"{coefficients} coefficients); the choice holds"
+        )
+        return [f"{head} except for" if flips else f"{head} over all of them", *(f"  {text}" for text in flips)]
+
     def as_text(self) -> str:
-        """One line per stage."""
+        """Stages, the state of each device, and what the ranges of energy coefficients change."""
         o = self.objectives
         lines = [
             f"plan {self.strategy} for {self.model} on {self.target}: {len(self.stages)} stages, "
@@ -126,7 +217,21 @@ class Plan:
         lines += [
             f"  stage {s.index}: {s.placement}, {len(s.ops)} operators, {s.seconds * 1e3:.3f} ms" for s in self.stages
         ]
+        lines += [f"  device {d.device}: {device_text(d)}" for d in self.devices]
+        lines += [f"  {line}" for line in self.sensitivity_text()]
         return "\n".join(lines)
+
+
+def device_text(d: DeviceState) -> str:
+    """Busy time, energy, temperature, Phi, CPQ and memory of one device."""
+    heat = "no thermal data, Phi 1" if d.temperature is None else f"{d.temperature:.1f} C, Phi {d.phi:.3f}"
+    limits = "" if d.sustained else ", CANNOT SUSTAIN THE LOAD"
+    spill = f", spills {d.spill_bytes / 1e6:.1f} MB per run" if d.spill_bytes else ""
+    return (
+        f"busy {d.busy * 1e3:.3f} ms, {d.joules * 1e3:.3f} mJ, {heat}{limits}, CPQ {d.cpq:.3f} "
+        f"(weights {d.weight_bytes / 1e6:.1f} MB, arena {d.arena_bytes / 1e6:.2f} MB, "
+        f"fragmentation {d.fragmentation:.1%}){spill}"
+    )
 
 
 def _numbers(value: Any) -> bool:
@@ -142,6 +247,7 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "str": lambda v: isinstance(v, str),
     "int": lambda v: type(v) is int,
     "float": lambda v: type(v) in (int, float),
+    "float | None": lambda v: v is None or type(v) in (int, float),
     "bool": lambda v: isinstance(v, bool),
     "Label": lambda v: isinstance(v, str) and v in get_args(Label),
     "tuple[str, ...]": _list_of(str),

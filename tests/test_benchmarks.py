@@ -17,6 +17,7 @@ SMALL = {
     "onnx_coverage": ["--match", "test_gather_elements"],
     "compile_time": [],
     "fusion": ["--engines", "openvino"],
+    "annotate": [],
 }
 
 

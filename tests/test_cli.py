@@ -104,6 +104,13 @@ def test_compile_takes_sample_inputs_and_overwrites(models: Path, tmp_path: Path
     assert api.load(tmp_path / "a.qeil").golden.inputs["x"][0, 0] == 7
 
 
+def test_compile_takes_conditions(models: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["compile", f"{models}/tiny.onnx", "-o", f"{tmp_path}/a.qeil", "--dim", "batch=2", "--target", TARGET]
+    assert main([*arguments, "--no-measure", "--duration", "5", "--ambient", "35", "--ceiling", "0.9"]) == 0
+    assert main([*arguments, "--no-measure", "--overwrite", "--ceiling", "1.5"]) == 1
+    assert "ceiling: found 1.5" in capsys.readouterr().err
+
+
 def test_run_agrees_with_numpy(models: Path, tmp_path: Path, capsys: Capture) -> None:
     x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
     np.savez(tmp_path / "in.npz", x=x)
@@ -137,13 +144,18 @@ def test_explain_gives_a_reason_for_each_placement(models: Path, capsys: Capture
     boundary = data["boundaries"][1]
     assert boundary["seconds"] > 0 and boundary["joules"] > 0
     assert boundary["nbytes"] == sum(t["nbytes"] for t in boundary["tensors"])
-    assert boundary["label"] == data["alternatives"][0]["label"] == "modelled"
+    assert boundary["label"] == data["alternatives"][0]["label"] == data["devices"][0]["label"] == "modelled"
+    assert all(max(o["dasi"], o["beta"]) == 1.0 and o["phi"] == 1.0 for o in options if o["seconds"] is not None)
+    (cpu,) = data["devices"]
+    assert 0 < cpu["cpq"] < 1 and cpu["arena_bytes"] >= cpu["peak_bytes"] > 0 and cpu["weight_bytes"] > 0
+    assert data["sensitivity"] and "over the ranges of" in data["ranges"][0]
 
 
 def test_explain_tables(models: Path, capsys: Capture) -> None:
     assert main(["explain", f"{models}/two.qeil", "--operators"]) == 0
     seen = capsys.readouterr().out
-    for word in ("boundaries (modelled)", "alternatives considered", "pinned by first", "pin: first"):
+    for word in ("boundaries (modelled)", "alternatives considered", "pinned by first", "pin: first",
+                 "devices (modelled)", "DASI [1]", "CPQ [1]", "over the ranges of"):  # fmt: skip
         assert word in seen
     assert main(["explain", f"{models}/two.qeil", "--stage", "1"]) == 0
     assert "alternatives" not in capsys.readouterr().out

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from qeil_compile.devices import Coefficient, DeviceProfile, Link, Target
 from qeil_compile.errors import BackendError, CapacityError, UnsupportedOperatorError
-from qeil_compile.ir import GroupGraph, Op, OpGraph, OpGroup, TensorSpec
+from qeil_compile.ir import GroupGraph, Op, OpGraph, TensorSpec
 from qeil_compile.passes.annotate import annotate
 from qeil_compile.passes.count import OpCount, count
 from qeil_compile.passes.fuse import FuseSettings, fuse
+from qeil_compile.passes.kernels import kernel_table
 from qeil_compile.passes.legalise import legalise
 from qeil_compile.passes.partition import partition
 from qeil_compile.passes.schedule import schedule
 from qeil_compile.runtime.executor import Executor, _Step
+from tests.cost_problems import one_kernel_each, singles
 
 
 def graph_of(edges: list[list[int]], types: list[str] | None = None, opaque: frozenset[int] = frozenset()) -> OpGraph:
@@ -34,10 +36,6 @@ def graph_of(edges: list[list[int]], types: list[str] | None = None, opaque: fro
     read = {r for reads in edges for r in reads}
     outputs = tuple(f"t{i}" for i in range(len(edges)) if i not in read and i not in opaque)
     return OpGraph("hand", "onnx", tuple(ops), tensors, ("x",), outputs, {"": 17})
-
-
-def singles(graph: OpGraph) -> GroupGraph:
-    return GroupGraph(graph, tuple(OpGroup(i, (i,)) for i in range(len(graph.ops))))
 
 
 @st.composite
@@ -113,7 +111,7 @@ def test_any_assignment_becomes_an_order_of_execution(edges: list[list[int]], da
 def test_price_follows_the_equations() -> None:
     graph = graph_of([[]], ["onnx.MatMul"])
     counts = (OpCount(1e6, 1000, 2000, 3000, "gemm", True, "float32"),)
-    table = annotate(singles(graph), counts, two_devices())
+    table = annotate(singles(graph), counts, two_devices(), kernels=one_kernel_each(counts, two_devices()))
     a = table.target.devices[0]
     seconds = table.seconds[0, 0]
     assert seconds > a.launch_seconds.value + 1e-3 * (1 - 1e-12)  # 1 MFLOP at 1 GFLOP/s, plus launches
@@ -125,10 +123,10 @@ def test_price_follows_the_equations() -> None:
 def test_bytes_inside_a_group_do_not_count() -> None:
     graph = graph_of([[], [0]], ["onnx.MatMul", "onnx.Relu"])
     counts = count(graph)
-    apart = annotate(singles(graph), counts, two_devices()).nbytes.sum()
+    apart = kernel_table(singles(graph), counts, "openvino").nbytes.sum()
     groups = fuse(graph, counts)
     assert len(groups.groups) == 1
-    assert annotate(groups, counts, two_devices()).nbytes.sum() == apart - 2 * 64
+    assert kernel_table(groups, counts, "openvino").nbytes.sum() == apart - 2 * 64
 
 
 def test_an_operator_that_runs_nowhere_is_named_with_every_reason() -> None:

@@ -10,32 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import numpy as np
 
-from qeil_compile.errors import CapacityError, PinError, QeilError
+from qeil_compile.errors import CapacityError, PinError, QeilError, ThermalError
 from qeil_compile.ir import OpGraph
 from qeil_compile.passes.annotate import CostTable
 from qeil_compile.passes.legalise import legalise
 from qeil_compile.passes.partition.chain import chain
+from qeil_compile.passes.partition.feasible import does_not_fit, overheats, thermal_note, worst_case_notes
 from qeil_compile.passes.partition.greedy import greedy
 from qeil_compile.passes.partition.single import single
 from qeil_compile.passes.schedule import Schedule, schedule
+from qeil_compile.passes.sensitivity import sensitivity
+from qeil_compile.passes.sequence import Sequence_
 from qeil_compile.plan import Alternative, Objectives, Plan
 
 __all__ = ["Candidate", "Front", "PartitionSettings", "assign_plan", "partition", "pin_labels"]
 
 #: Scalarisations: weight of latency and of energy, each relative to the best single placement's.
 SCALES: Mapping[str, tuple[float, float]] = {"latency": (1.0, 0.0), "energy": (0.0, 1.0), "balanced": (0.5, 0.5)}
-Sequence_ = Sequence[tuple[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class PartitionSettings:
-    """`reserve` is the share of each memory that engines keep for themselves. `pins` maps a pattern (operator
-    name, scope or type, with * and ?) to a placement. `only` names strategies to consider (all by default)."""
+    """`pins` maps a pattern (operator name, scope or type, with * and ?) to a placement. `only` names strategies to
+    consider (all by default)."""
 
-    reserve: float = 0.1
     pins: Mapping[str, str] = None  # type: ignore[assignment]
     only: tuple[str, ...] = ()
 
@@ -78,17 +80,16 @@ class Front:
 
     def choose(self, objective: str) -> Candidate:
         """The candidate with the smallest value of a scalarisation: latency, energy or balanced."""
+        values = [self.value(objective, c.objectives.latency, c.objectives.energy) for c in self.candidates]
+        return self.candidates[min(range(len(values)), key=lambda i: (values[i], len(self.candidates[i].sequence)))]
+
+    def value(self, objective: str, latency: float, energy: float) -> float:
+        """A scalarisation of latency [s] and energy [J], each relative to the best single placement's."""
         wl, we = _scale(objective)
         best = self.best_single.objectives
-        return min(
-            self.candidates,
-            key=lambda c: (
-                wl * c.objectives.latency / best.latency + we * c.objectives.energy / max(best.energy, 1e-30),
-                len(c.sequence),
-            ),
-        )
+        return wl * latency / best.latency + we * energy / max(best.energy, 1e-30)
 
-    @property
+    @cached_property
     def best_single(self) -> Candidate:
         """The fastest candidate with the fewest stages: on one placement wherever one takes all operators."""
         fewest = min(len(c.sequence) for c in self.candidates)
@@ -125,15 +126,17 @@ class Front:
         return Plan(
             self.costs.groups.graph.name, self.costs.target.name, candidate.strategy, objective, self.costs.label,
             candidate.schedule.stages, candidate.schedule.transfers, _units(self.costs, candidate.sequence),
-            candidate.objectives, self.lower_bounds, alternatives, self.notes,
+            candidate.objectives, self.lower_bounds, alternatives,
+            (*self.notes, *worst_case_notes(self.costs, candidate.schedule)), devices=candidate.schedule.devices,
+            sensitivity=sensitivity(self, candidate, objective),
         )  # fmt: skip
 
 
 def partition(costs: CostTable, settings: PartitionSettings | None = None) -> Front:
-    """Candidates of all strategies that respect pins and memory.
+    """Candidates of all strategies that respect pins, memory and thermal ceilings.
 
     Raises `PinError` (a pin that no placement can honour), `CapacityError` (nothing fits: names pool, need
-    and size).
+    and size), `ThermalError` (what fits would overheat a device: names it).
     """
     settings = settings or PartitionSettings()
     allowed = _allowed(costs, settings.pins)
@@ -145,7 +148,7 @@ def partition(costs: CostTable, settings: PartitionSettings | None = None) -> Fr
     reference = _reference(costs, allowed)
     for name, scale in SCALES.items():
         weights = (scale[0] / reference[0], scale[1] / reference[1])
-        strategies[f"greedy {name}"] = lambda w=weights: greedy(costs, allowed, w, settings.reserve)  # type: ignore[misc]
+        strategies[f"greedy {name}"] = lambda w=weights: greedy(costs, allowed, w)  # type: ignore[misc]
         strategies[f"chain {name}"] = lambda w=weights: chain(costs, allowed, w)  # type: ignore[misc]
     chosen = [n for n in strategies if not settings.only or any(n.startswith(o) for o in settings.only)]
     if not chosen:
@@ -153,19 +156,28 @@ def partition(costs: CostTable, settings: PartitionSettings | None = None) -> Fr
                         f"{', '.join(strategies)}")  # fmt: skip
     found: dict[tuple[int, ...], Candidate] = {}
     misfits: list[str] = []
+    too_hot: list[str] = []
     for name in chosen:
         candidate = evaluate(costs, strategies[name](), name)
-        misfit = does_not_fit(costs, candidate.schedule.resident, settings.reserve)
+        misfit, heat = does_not_fit(costs, candidate.schedule), overheats(costs, candidate.schedule)
         if misfit:
             misfits.append(f"{name}: {misfit}")
+        elif heat:
+            too_hot.append(f"{name}: {heat}")
         elif candidate.assignment not in found:
             found[candidate.assignment] = candidate
+    if not found and too_hot:
+        raise ThermalError(
+            f"target {costs.target.name} cannot sustain model {costs.groups.graph.name}: {'; '.join(too_hot[:4])}; "
+            "use a target with better cooling, or plan for a shorter duration"
+        )
     if not found:
         raise CapacityError(
             f"model {costs.groups.graph.name} does not fit on target {costs.target.name}: {'; '.join(misfits[:4])}; "
             "use a target with more memory or a smaller model"
         )
-    return Front(costs, tuple(found.values()), _lower_bounds(costs, allowed), tuple(misfits))
+    notes = (*misfits, *too_hot, *thermal_note(costs))
+    return Front(costs, tuple(found.values()), _lower_bounds(costs, allowed), notes)
 
 
 def evaluate(costs: CostTable, assignment: Sequence[int] | np.ndarray, strategy: str) -> Candidate:
@@ -184,15 +196,6 @@ def assign_plan(costs: CostTable, assignment: Sequence[int] | np.ndarray, object
         raise PinError(f"group {g} cannot run on {costs.placements[candidate.assignment[g]].spec}: "
                        f"{costs.reasons[(g, candidate.assignment[g])]}")  # fmt: skip
     return Front(costs, (candidate,), {}).plan(candidate, objective)
-
-
-def does_not_fit(costs: CostTable, resident: Mapping[str, int], reserve: float) -> str:
-    """Why the resident bytes do not fit, or ""."""
-    for device in costs.target.devices:
-        need, usable = resident.get(device.pool, 0), device.memory_bytes.value * (1 - reserve)
-        if need > usable:
-            return f"memory {device.pool} needs {need / 1e9:.2f} GB of {usable / 1e9:.2f} GB usable"
-    return ""
 
 
 def pin_labels(graph: OpGraph, pins: Mapping[str, str]) -> list[str]:
@@ -257,12 +260,13 @@ def _reference(costs: CostTable, allowed: np.ndarray) -> tuple[float, float]:
 
 
 def _lower_bounds(costs: CostTable, allowed: np.ndarray) -> dict[str, float]:
-    """Bounds that hold for every assignment: each group at its cheapest, boundaries and waiting free.
+    """Bounds that hold for every assignment: each group at its cheapest, cold; boundaries and waiting free.
 
     Latency is bounded by the critical path and by the work shared evenly among the devices.
     """
+    const = np.array([p.profile.power_const.value for p in costs.placements])
     seconds = np.where(allowed, costs.seconds, np.inf).min(axis=1)
-    joules = np.where(allowed, costs.joules, np.inf).min(axis=1)
+    joules = np.where(allowed, costs.seconds * const + costs.dynamic, np.inf).min(axis=1)
     finish = np.zeros(len(seconds))
     before: dict[int, set[int]] = {}
     for a, b, _ in costs.groups.edges:

@@ -22,7 +22,7 @@ def chain(costs: CostTable, allowed: np.ndarray, weights: tuple[float, float]) -
     price = wl * costs.seconds + we * (costs.joules + idle * costs.seconds)
     price = np.where(allowed, price, np.inf)
     entry = np.array([costs.entry(p) for p in range(places)])
-    const = np.array([p.profile.power_const.value for p in costs.placements])
+    const = costs.working_power
     best = price[0] + wl * entry + we * entry * (const + idle) if count else np.zeros(places)
     came = np.zeros((count, places), dtype=np.int64)
     incoming = _incoming_bytes(costs)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from qeil_compile.passes.annotate import CostTable
+from qeil_compile.passes.memory import usable
 
 
-def greedy(costs: CostTable, allowed: np.ndarray, weights: tuple[float, float], reserve: float) -> np.ndarray:
+def greedy(costs: CostTable, allowed: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
     """Placement index per group, int64[groups], for a scalarisation of latency and energy."""
     wl, we = weights
     graph, groups = costs.groups.graph, costs.groups
-    pools = {d.pool: d.memory_bytes.value * (1 - reserve) for d in costs.target.devices}
+    pools = {d.pool: usable(costs.target, d.pool, costs.conditions) for d in costs.target.devices}
     placed: set[tuple[str, str]] = set()
     before: dict[int, dict[str, int]] = {}
     for a, b, tensor in groups.edges:

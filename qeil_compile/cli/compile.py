@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,11 @@ def command(
     verify: Annotated[bool, typer.Option(help="Refuse a plan that differs from the unpartitioned model.")] = True,
     fuse: Annotated[bool, typer.Option(help="Price operators that an engine fuses as one.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each engine; 0: its own choice.")] = 0,
+    duration: Annotated[
+        float | None, typer.Option(metavar="S", help="Seconds of runs without a pause (until it is steadily hot).")
+    ] = None,
+    ambient: Annotated[float | None, typer.Option(metavar="C", help="Ambient temperature of every device.")] = None,
+    ceiling: Annotated[float, typer.Option(help="Share of a device's limit that it must stay below.")] = 0.85,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random sample inputs.")] = 0,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON.")] = None,
@@ -44,9 +50,9 @@ def command(
     report = Path(as_json) if as_json not in (None, "-") else None
     if report is not None:
         arguments.check_file(report, ".json", overwrite)
+    conditions = api.Conditions(duration=inf if duration is None else duration, ceiling=ceiling, ambient=ambient)
     settings = api.Settings(
-        target, objective, arguments.pins(pin or []), tuple(strategy or ()), measure, fuse, verify=verify,
-        threads=threads,
+        target, objective, arguments.pins(pin or []), tuple(strategy or ()), measure, fuse, conditions, verify, threads
     )
     workload = Workload(arguments.dimensions(dim or []))
     samples = arguments.arrays(input or [], inputs)

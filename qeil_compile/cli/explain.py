@@ -28,6 +28,8 @@ def command(
         return
     say(f"{found.model} on {found.target}, objective {found.objective}, strategy {found.strategy}")
     _stages(found, stage)
+    if stage is None:
+        _devices(found)
     _boundaries(found, stage)
     if operators or stage is not None:
         _operators(found, stage)
@@ -45,6 +47,19 @@ def _stages(found: api.Explanation, only: int | None) -> None:
     ]  # fmt: skip
     columns = ("stage", "placement", "operators [1]", "start [ms]", "time [ms]", "energy [mJ]", "weights [B]", "here")
     table(f"stages ({found.label})", columns, rows)
+
+
+def _devices(found: api.Explanation) -> None:
+    rows = [
+        [d.device, ms(d.busy), mj(d.joules), "no data" if d.temperature is None else f"{d.temperature:.1f}",
+         f"{d.phi:.3f}", f"{d.cpq:.3f}", d.weight_bytes, d.arena_bytes, d.peak_bytes, d.online_bytes, d.spill_bytes]
+        for d in found.devices
+    ]  # fmt: skip
+    columns = ("device", "busy [ms]", "energy [mJ]", "temperature [C]", "Phi [1]", "CPQ [1]", "weights [B]",
+               "arena [B]", "most live [B]", "online at most [B]", "spilled [B]")  # fmt: skip
+    table(f"devices ({found.label})", columns, rows)
+    for line in found.ranges:
+        say(f"{line} ({found.label})" if line is found.ranges[0] else line)
 
 
 def _boundaries(found: api.Explanation, only: int | None) -> None:
@@ -67,8 +82,10 @@ def _operators(found: api.Explanation, only: int | None) -> None:
             first = ["+".join(g.ops), "+".join(g.types), g.scope, g.stage] if k == 0 else ["", "", "", ""]
             time = "-" if o.seconds is None else ms(o.seconds)
             energy = "-" if o.joules is None else mj(o.joules)
-            rows.append([*first, f"{'* ' if o.chosen else '  '}{o.placement}", time, energy, o.why])
-    columns = ("operators", "types", "scope", "stage", "placement", "time [ms]", "energy [mJ]", "why")
+            roofs = ["-" if v is None else f"{v:.3f}" for v in (o.dasi, o.beta)]
+            rows.append([*first, f"{'* ' if o.chosen else '  '}{o.placement}", time, energy, *roofs, o.why])
+    columns = ("operators", "types", "scope", "stage", "placement", "time [ms]", "energy [mJ]", "DASI [1]", "beta [1]",
+               "why")  # fmt: skip
     table(f"operators ({found.label})", columns, rows)
 
 

@@ -6,7 +6,9 @@ of `passes.count`: a multiply-add counts 2 FLOP, bytes are those that cross the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -69,3 +71,25 @@ class KernelTable:
     def nbytes(self) -> np.ndarray:
         """All bytes moved, float64[kernels]."""
         return self.bytes_in + self.bytes_weights + self.bytes_out
+
+    @cached_property
+    def _coded(self) -> dict[str, tuple[list[str], np.ndarray]]:
+        """Column of names -> its different names, and which of them each kernel has."""
+        return {c: _codes(getattr(self, c)) for c in ("kinds", "dtypes")}
+
+    def per_kind(self, value: Callable[[str], float]) -> np.ndarray:
+        """`value` of each kernel's kind, float64[kernels]; asked once per kind."""
+        return self._spread("kinds", value)
+
+    def per_dtype(self, value: Callable[[str], float]) -> np.ndarray:
+        """`value` of each kernel's dtype, float64[kernels]; asked once per dtype."""
+        return self._spread("dtypes", value)
+
+    def _spread(self, column: str, value: Callable[[str], float]) -> np.ndarray:
+        names, codes = self._coded[column]
+        return np.array([value(n) for n in names], dtype=float)[codes]
+
+
+def _codes(column: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    number = {name: k for k, name in enumerate(dict.fromkeys(column))}
+    return list(number), np.array([number[name] for name in column], dtype=np.int64)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qeil_compile.errors import PinError, TargetError
 from qeil_compile.ir import OpGraph
 from qeil_compile.passes.partition import pin_labels
-from qeil_compile.plan import Alternative, Plan
+from qeil_compile.plan import Alternative, DeviceState, Plan, Sensitivity, device_text
 
 if TYPE_CHECKING:
     from .compiled import Compiled
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 class Option:
     """One placement of a group: what it costs there [s, J], and why the group is there or is not.
 
-    Costs are None where the engine refuses the group.
+    `dasi` and `beta` are the shares of the compute and of the memory roof that the roofline allows, `phi` the
+    thermal yield at the temperature of the placement's mean load. Costs are None where the engine refuses the group.
     """
 
     placement: str
     chosen: bool
     seconds: float | None
     joules: float | None
+    dasi: float | None
+    beta: float | None
+    phi: float | None
     why: str
     label: str
 
@@ -125,12 +129,17 @@ class Explanation:
     pins: Mapping[str, str]
     notes: tuple[str, ...]
     unknown: tuple[Unknown, ...]
+    devices: tuple[DeviceState, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    #: The ranges of energy coefficients in words: the plan's energy, and where another plan would be chosen.
+    ranges: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form."""
         data = asdict(self)
         data["alternatives"] = [a | {"label": self.label} for a in data["alternatives"]]
         data["lower_bounds"] = {**self.lower_bounds, "label": self.label}
+        data["devices"] = [d | {"label": self.label} for d in data["devices"]]
         return data
 
     def as_text(self) -> str:
@@ -138,6 +147,8 @@ class Explanation:
         parts = [
             [f"{self.model} on {self.target}, objective {self.objective}, strategy {self.strategy}"],
             [f"stages ({self.label})", *map(_stage_text, self.stages)],
+            [f"devices ({self.label})", *(f"  {d.device}: {device_text(d)}" for d in self.devices)],
+            [f"ranges of energy coefficients ({self.label})", *(f"  {line}" for line in self.ranges)],
             [f"boundaries ({self.label})", *map(_boundary_text, self.boundaries)],
             [f"operators ({self.label})", *(line for g in self.groups for line in _group_text(g))],
             [f"alternatives ({self.label})", *map(_alternative_text, self.alternatives)],
@@ -167,7 +178,8 @@ def explain(compiled: Compiled) -> Explanation:
         plan.alternatives,
         {name: {**asdict(t), "label": "measured"} for name, t in compiled.timings.items()},
         emulated, plan.lower_bounds, plan.pins, plan.notes,
-        tuple(Unknown(*u) for u in costs.get("unknown", ())),
+        tuple(Unknown(*u) for u in costs.get("unknown", ())), plan.devices, plan.sensitivity,
+        tuple(plan.sensitivity_text()),
     )  # fmt: skip
 
 
@@ -205,11 +217,14 @@ class _Groups:
     def _option(self, g: int, p: int, chosen: str, pinned: str) -> Option:
         spec = self.places[p]
         reason = self.reasons.get((g, spec))
-        seconds, joules = float(self.costs["seconds"][g][p]), float(self.costs["joules"][g][p])
+        label = str(self.costs["labels"][p])
         if reason is not None:
-            return Option(spec, False, None, None, f"the engine refuses it: {reason}", str(self.costs["label"]))
+            return Option(spec, False, None, None, None, None, None, f"the engine refuses it: {reason}", label)
         why = self._chosen(pinned) if spec == chosen else self._why_not(g, p, chosen, pinned)
-        return Option(spec, spec == chosen, seconds, joules, why, str(self.costs["label"]))
+        seconds, joules, dasi, beta, phi = (
+            float(self.costs[n][g][p]) for n in ("seconds", "joules", "dasi", "beta", "phi")
+        )
+        return Option(spec, spec == chosen, seconds, joules, dasi, beta, phi, why, label)
 
     def _chosen(self, pinned: str) -> str:
         return f"pinned by {pinned}" if pinned else f"chosen by {self.plan.strategy}"
@@ -232,7 +247,7 @@ class _Groups:
 
     def _excursion(self, c: int, p: int, energy: bool) -> float:
         """Hand-over to placement p and back, without transfers, in seconds or joules."""
-        matrix, power = self.costs["boundary"], self.costs["power_const"]
+        matrix, power = self.costs["boundary"], self.costs["working_power"]
         there, back = float(matrix[c][p]), float(matrix[p][c])
         return there * float(power[p]) + back * float(power[c]) if energy else there + back
 
@@ -262,8 +277,8 @@ def _boundary(graph: OpGraph, plan: Plan, costs: Mapping[str, Any], k: int) -> B
             Crossing(name, size, source, move is not None, move.seconds if move else 0.0, move.joules if move else 0.0)
         )
     seconds = stage.boundary + sum(t.seconds for t in tensors)
-    power = dict(zip(costs.get("placements", ()), costs.get("power_const", ()), strict=True)).get(stage.placement, 0.0)
-    joules = stage.boundary * float(power) + sum(t.joules for t in tensors)
+    powers = dict(zip(costs.get("placements", ()), costs.get("working_power", ()), strict=True))
+    joules = stage.boundary * float(powers.get(stage.placement, 0.0)) + sum(t.joules for t in tensors)
     before = plan.stages[k - 1].placement if k else "inputs"
     total = sum(t.nbytes for t in tensors)
     return Boundary(
@@ -292,7 +307,7 @@ def _group_text(g: GroupRow) -> list[str]:
     for o in g.options:
         cost = "refused"
         if o.seconds is not None and o.joules is not None:
-            cost = f"{o.seconds * 1e3:.4f} ms {o.joules * 1e3:.4f} mJ"
+            cost = f"{o.seconds * 1e3:.4f} ms {o.joules * 1e3:.4f} mJ DASI {o.dasi:.3f} beta {o.beta:.3f}"
         lines.append(f"    {'*' if o.chosen else ' '} {o.placement}: {cost}: {o.why}")
     return lines
 
