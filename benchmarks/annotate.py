@@ -8,55 +8,12 @@ Tracing is torch's time and is shown apart; everything after it is in the sum.
 
 from __future__ import annotations
 
-import gc
-import resource
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from common import Report, options, publish
 
-from qeil_compile.devices import Target, known_targets, load_target
-from qeil_compile.frontends import Traced, trace
-from qeil_compile.passes.annotate import annotate, kernel_tables
-from qeil_compile.passes.count import count
-from qeil_compile.passes.fuse import fuse
-
-TOKENS = 128
-
-
-def decoder(quick: bool) -> Traced:
-    """A decoder without weights, traced for a prompt of 128 tokens."""
-    import torch
-
-    from qeil_compile.models.llama2c import LLAMA_3_8B, LlamaDecoder
-
-    with torch.device("meta"):
-        config = replace(LLAMA_3_8B, layers=2) if quick else LLAMA_3_8B
-        model = LlamaDecoder(config, seed=None).to(torch.bfloat16).eval()
-        return trace(model, (torch.zeros(1, TOKENS, dtype=torch.int64),))
-
-
-def once(traced: Traced, targets: list[Target]) -> dict[str, float]:
-    """Seconds of each step, for all targets together."""
-    laps: dict[str, float] = {}
-
-    def timed(name: str, step: Callable[[], Any]) -> Any:
-        before = time.perf_counter()
-        found = step()
-        laps[name] = time.perf_counter() - before
-        return found
-
-    # A fresh graph: what an earlier round derived from it would be cached.
-    graph = replace(traced.graph).priced()
-    counts = timed("count", lambda: count(graph))
-    groups = timed("group", lambda: fuse(graph, counts))
-    kernels = timed("kernels of each engine", lambda: kernel_tables(groups, counts, targets))
-    timed("annotate, all targets", lambda: [annotate(groups, counts, t, kernels=kernels) for t in targets])
-    return laps | {"sum": sum(laps.values())}
+from qeil_compile.validation.annotation import measure
 
 
 def main() -> None:
@@ -66,34 +23,23 @@ def main() -> None:
         parser.add_argument("--repeat", type=int, default=None)
 
     args = options(__doc__ or "", more)
-    traced = decoder(args.quick)
-    targets = [load_target(name) for name in known_targets()]
-    before = peak_rss()
-    runs = []
-    for _ in range(args.repeat or (1 if args.quick else 7)):
-        gc.collect()
-        runs.append(once(traced, targets))
-    growth = peak_rss() - before
+    laps = measure(2 if args.quick else 32, args.repeat or (1 if args.quick else 7))
     report = Report(
         "annotate", "Annotating a decoder without weights", ("step", "median [s]", "least [s]", "most [s]")
     )
-    for step in runs[0]:
-        values = np.array([r[step] for r in runs])
+    for step in laps.rounds[0]:
+        values = np.array([r[step] for r in laps.rounds])
         report.rows.append({"step": step, "median [s]": float(np.median(values)), "least [s]": float(values.min()),
                             "most [s]": float(values.max())})  # fmt: skip
-    devices = {(t.name, d.name) for t in targets for d in t.devices}
+    devices = {(t.name, d.name) for t in laps.targets for d in t.devices}
+    graph = laps.traced.graph
     report.notes = [
-        f"{len(traced.graph.ops)} operators, {traced.graph.weight_bytes / 1e9:.2f} GB of weights (none in memory), "
-        f"{len(targets)} targets with {len(devices)} devices and {sum(len(t.placements) for t in targets)} placements",
-        f"traced in {traced.seconds:.2f} s; peak memory of the process grew by {growth / 1e6:.1f} MB",
+        f"{len(graph.ops)} operators, {graph.weight_bytes / 1e9:.2f} GB of weights (none in memory), "
+        f"{len(laps.targets)} targets with {len(devices)} devices and "
+        f"{sum(len(t.placements) for t in laps.targets)} placements",
+        f"traced in {laps.traced.seconds:.2f} s; peak memory of the process grew by {laps.growth / 1e6:.1f} MB",
     ]
-    publish([report], args, "annotate", peak_growth_bytes=growth, weight_bytes=traced.graph.weight_bytes)
-
-
-def peak_rss() -> int:
-    """Most bytes that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    publish([report], args, "annotate", peak_growth_bytes=laps.growth, weight_bytes=graph.weight_bytes)
 
 
 if __name__ == "__main__":

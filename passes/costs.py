@@ -93,7 +93,18 @@ class CostTable:
     @cached_property
     def _boundaries(self) -> np.ndarray:
         names = [p.engine for p in self.placements]
-        return np.array([[boundary_seconds(a, b).value for b in names] for a in names])
+        table = np.array([[boundary_seconds(a, b).value for b in names] for a in names])
+        if self.calibration is None:
+            return table
+        own = [self.calibration.boundary(p.spec) for p in self.placements]
+        for i, a in enumerate(names):
+            for j, b in enumerate(names):
+                # Neighbouring stages of one engine are lowered together where it can: that is not what was measured.
+                together = a == b and engine_constants()[a].boundary_inside != engine_constants()[a].boundary_outside
+                x, y = own[i], own[j]
+                if x is not None and y is not None and not together:
+                    table[i, j] = x if a == b else x + y
+        return table
 
     def boundary(self, p: int, q: int) -> float:
         """Seconds that entering a stage on placement q after one on placement p costs, beside transfers."""
@@ -101,7 +112,9 @@ class CostTable:
 
     def entry(self, q: int) -> float:
         """Seconds of the first stage's call."""
-        return engine_constants()[self.placements[q].engine].stage_seconds.value
+        place = self.placements[q]
+        own = None if self.calibration is None else self.calibration.entry(place.spec)
+        return engine_constants()[place.engine].stage_seconds.value if own is None else own
 
     def transfer(self, p: int, q: int, nbytes: float) -> tuple[float, float]:
         """Seconds and joules for moving a tensor between the devices of two placements; 0 in one memory."""

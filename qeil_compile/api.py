@@ -23,9 +23,10 @@ import numpy as np
 
 from .artifact import Golden, read
 from .backends import EngineDevice, backend, found_devices
-from .calibration import Outcome, default_specs
+from .calibration import Outcome, default_specs, stored
 from .calibration import calibrate as run_calibration
 from .devices import Placement, ReportRow, Target, host_target, known_targets, load_target, system_report
+from .devices.calibrations import Calibrations, applied
 from .devices.cpuinfo import cpu_facts
 from .errors import BackendError, InputError, ModelError, OutputError, VerificationError
 from .frontends import Arrays, Traced, trace
@@ -128,9 +129,20 @@ def price(
     labels = pin_labels(graph, settings.pins)
     groups = fuse(graph, counts, labels, FuseSettings(enabled=settings.fuse))
     refusals = _ask(traced, goal.placements, progress)
+    known = _calibrations(goal, settings.threads)
+    if known is not None:
+        goal = applied(goal, known)
     return annotate(
-        groups, counts, goal, refusals, unknown_report(graph, counts), conditions=settings.conditions
+        groups, counts, goal, refusals, unknown_report(graph, counts), conditions=settings.conditions, calibration=known
     )
+
+
+def _calibrations(target: Target, threads: int) -> Calibrations | None:
+    """What `qeil calibrate` left for this machine; None for another target, or where nothing was calibrated."""
+    if not target.host:
+        return None
+    known = stored([p.spec for p in target.placements], threads)
+    return known if known.found else None
 
 
 def _ask(traced: Traced, placements: Sequence[Placement], progress: Progress) -> dict[str, dict[int, str]]:
@@ -343,7 +355,8 @@ def write_validation(claims: Sequence[Claim], folder: str | Path) -> list[Path]:
     """`validation.json` and the plots, with this machine's processor and engine versions."""
     facts = cpu_facts()
     versions = {d.spec.partition(":")[0] for d in found_devices() if d.available}
-    environment = {"cpu": facts.model, "cores": facts.cores, "engines": {n: backend(n).version() for n in sorted(versions)}}
+    engines = {name: backend(name).version() for name in sorted(versions)}
+    environment = {"cpu": facts.model, "cores": facts.cores, "engines": engines}
     return write(claims, Path(folder), environment)
 
 

@@ -6,8 +6,9 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from qeil_compile.errors import QeilError
 
 from .calibrated import Calibration
 from .cpuinfo import cpu_facts
+from .profile import Coefficient, DeviceProfile, Target
 from .work import KernelTable
 
 
@@ -36,6 +38,44 @@ class Calibrations:
     def boundary(self, spec: str) -> float | None:
         """What a boundary between two calls of this engine costs [s]; None where it was not measured."""
         return self.found[spec].boundary if spec in self.found else None
+
+
+def applied(target: Target, calibrations: Calibrations) -> Target:
+    """The target with what was measured in place of what was estimated.
+
+    Roofs become the best that an engine reached; energy coefficients are replaced where a counter was read.
+    """
+    return replace(target, devices=tuple(_applied(d, calibrations) for d in target.devices))
+
+
+def _applied(device: DeviceProfile, calibrations: Calibrations) -> DeviceProfile:
+    mine = [calibrations.found[s] for s in device.engines if s in calibrations.found]
+    if not mine:
+        return device
+    source = f"measured by qeil calibrate with {', '.join(f'{c.engine} {c.version}' for c in mine)}"
+    bandwidth = max(c.memory.memory for c in mine)
+    rates = [p[2] for c in mine for f, p in c.families.items() if f in ("gemm", "conv pointwise", "conv dense")]
+    old = device.flops("fp32").value
+    scale = max(rates, default=old) / old
+    changed: dict[str, Any] = {
+        "memory_bandwidth": Coefficient(bandwidth, "B/s", source),
+        "peak_flops": _scaled(device.peak_flops, scale, source),
+    }
+    energy = next((c.energy for c in mine if c.energy), None)
+    if energy:
+        share = energy["energy_per_flop"] / device.energy("fp32").value
+        changed["power_const"] = Coefficient(energy["power_const"], "W", source)
+        changed["energy_per_byte"] = Coefficient(energy["energy_per_byte"], "J/B", source)
+        changed["energy_per_flop"] = _scaled(device.energy_per_flop, share, source)
+    return replace(device, **changed)
+
+
+def _scaled(table: Mapping[str, Coefficient], factor: float, source: str) -> dict[str, Coefficient]:
+    """What was measured for fp32, and other dtypes by the ratio that the profile gives."""
+    return {
+        d: replace(c, value=c.value * factor, low=None, high=None, source=f"{source}; {d} by ratio to fp32: {c.source}")
+        for d, c in table.items()
+    }
 
 
 def folder() -> Path:

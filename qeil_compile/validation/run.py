@@ -84,7 +84,7 @@ def validate(settings: Settings, progress: Progress = lambda part, share: None) 
     for name, folder in (("--data", settings.data), ("--fit-data", settings.fit_data), ("--models", settings.models)):
         if not folder.is_dir():
             raise InputError(
-                f"{name} {folder}: no such folder; expected one laid out as benchmarks/data (for --models: with .onnx files)"
+                f"{name} {folder}: no such folder; expected one laid out as benchmarks/data, for --models .onnx files"
             )
     found: list[Claim] = []
     for k, part in enumerate(chosen):
