@@ -50,8 +50,7 @@ def once(traced: Traced, targets: list[Target]) -> dict[str, float]:
         laps[name] = time.perf_counter() - before
         return found
 
-    # A fresh graph: what an earlier round derived from it would be cached.
-    graph = replace(traced.graph).priced()
+    graph = traced.graph.priced()  # a new one: what an earlier round derived from its own would be cached
     counts = timed("count", lambda: count(graph))
     groups = timed("group", lambda: fuse(graph, counts))
     kernels = timed("kernels of each engine", lambda: kernel_tables(groups, counts, targets))
@@ -85,7 +84,8 @@ def main() -> None:
     report.notes = [
         f"{len(traced.graph.ops)} operators, {traced.graph.weight_bytes / 1e9:.2f} GB of weights (none in memory), "
         f"{len(targets)} targets with {len(devices)} devices and {sum(len(t.placements) for t in targets)} placements",
-        f"traced in {traced.seconds:.2f} s; peak memory of the process grew by {growth / 1e6:.1f} MB",
+        f"traced in {traced.seconds:.2f} s; peak memory of the process {peak_rss() / 1e6:.0f} MB with torch, "
+        f"{growth / 1e6:.1f} MB of it since tracing",
     ]
     publish([report], args, "annotate", peak_growth_bytes=growth, weight_bytes=traced.graph.weight_bytes)
 
