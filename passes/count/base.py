@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
+from math import prod
 
 from qeil_compile.devices.work import OperatorKind as Kind
 from qeil_compile.ir import Op, OpGraph, TensorSpec
@@ -165,7 +167,29 @@ def per_output(cost: float, kind: Kind = "elementwise") -> Rule:
 
 def per_input(cost: float, per_result: float = 0.0, kind: Kind = "reduce") -> Rule:
     """`cost` FLOP per element of the first input and `per_result` per element of the first output."""
-    return lambda op, graph: (cost * isize(op, graph) + per_result * osize(op, graph), kind)
+
+    def rule(op: Op, graph: OpGraph) -> Work:
+        flops = cost * isize(op, graph) + per_result * osize(op, graph)
+        return (flops, kind, reduced(ishape(op, graph), oshape(op, graph))) if kind == "reduce" else (flops, kind)
+
+    return rule
+
+
+def reduced(data: Shape, result: Shape) -> Shape:
+    """Elements before, along and after the reduced axes, read off the shapes: those axes are kept as 1, or dropped.
+
+    Axes between two reduced ones count as reduced. Where several axes may have been dropped the last ones are taken.
+    """
+    if len(data) == len(result):
+        axes = [i for i, (a, b) in enumerate(zip(data, result, strict=True)) if a != b]
+    else:
+        choices = list(combinations(range(len(data)), max(0, len(data) - len(result))))
+        fits = (c for c in reversed(choices) if tuple(d for i, d in enumerate(data) if i not in c) == result)
+        axes = list(next(fits, ()))
+    if not axes:
+        return prod(data), 1, 1
+    first, last = axes[0], axes[-1] + 1
+    return prod(data[:first]), prod(data[first:last]), prod(data[last:])
 
 
 def table(prefix: str, *rows: tuple[Rule, str]) -> dict[str, Rule]:

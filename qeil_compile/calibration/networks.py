@@ -142,9 +142,9 @@ def recurrent(kind: str, steps: int, width: int, repeats: int) -> Network:
 
 
 #: Element-wise operators of one input, as (operator, attributes).
-UNARY = ("Sigmoid", "Tanh", "Exp", "Erf", "Gelu", "Sqrt", "Abs", "HardSwish", "Softplus")
+UNARY = ("Sigmoid", "Tanh", "Exp", "Erf", "Gelu", "Sqrt", "Abs", "HardSwish", "Softplus", "Pow")
 #: Element-wise operators of two inputs of one shape.
-BINARY = ("Add", "Mul", "Div", "Pow", "Max")
+BINARY = ("Add", "Mul", "Div", "Max")
 
 
 def elementwise(kind: str, size: int, repeats: int) -> Network:
@@ -152,7 +152,10 @@ def elementwise(kind: str, size: int, repeats: int) -> Network:
     binary = kind in BINARY
     chain, x = Chain(*[(1, size)] * (1 + binary)), "x0"
     for _ in range(repeats):
-        x = chain.node(kind, x, *(["x1"] if binary else []))
+        if kind == "Pow":  # squares alone would run into infinity or denormal numbers, which are slow
+            x = chain.node("Sqrt", chain.node("Pow", x, chain.constant(np.array(2.0, np.float32))))
+        else:
+            x = chain.node(kind, x, *(["x1"] if binary else []))
     return chain.network(f"{kind} {size} x{repeats}", "elementwise", x)
 
 

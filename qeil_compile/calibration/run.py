@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from qeil_compile.backends import backend, found_devices
 from qeil_compile.devices import calibrations
 from qeil_compile.devices.calibrated import Calibration, Rows
-from qeil_compile.devices.cpuinfo import cache_bytes, cpu_facts
+from qeil_compile.devices.cpuinfo import cache_bytes, cpu_facts, vector_lanes
 from qeil_compile.devices.work import KernelTable
 from qeil_compile.errors import BackendError, QeilError
 from qeil_compile.frontends import trace
@@ -112,7 +112,10 @@ def _fitted(
 ) -> Calibration:
     rounds = {name: np.array(r) for name, r in measured["seconds"].items()}
     tables = {n: kernel_table(fuse(g, c), c, engine) for n, (g, c) in graphs.items() if n in rounds}
-    samples = [Sample(n, Rows.of(tables[n]), float(np.median(rounds[n]))) for n in tables]
+    facts = cpu_facts()
+    # A GPU's vectors are warps: its kernels fill up to them in the same way.
+    lanes = vector_lanes(facts.flags) if device.lower().startswith("cpu") else 32
+    samples = [Sample(n, Rows.of(tables[n], lanes), float(np.median(rounds[n]))) for n in tables]
     if not samples:
         reason = next(iter(measured["refused"].values()), "no network ran")
         raise QeilError(f"{engine}:{device}: nothing could be measured ({reason}); see `qeil devices`")
@@ -123,7 +126,7 @@ def _fitted(
     if not energy:
         missing["energy"] = "no energy counter can be read here: energies stay modelled"
     return Calibration(
-        engine, device, threads or cpu_facts().cores, backend(engine).version(), found.entry, found.memory,
+        engine, device, threads or facts.cores, backend(engine).version(), lanes, found.entry, found.memory,
         found.families, found.residuals, found.spread, missing, _boundary(measured["stages"]), float(noise), energy,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
     t = launch + units x per_unit + ( (W / (P e))^p + M^p )^(1/p)
     e = prod_i d_i / (d_i + h_i)                     share of the rate P that extents d allow
     M = scale x ( Q_w / B(Q_model) + Q_a / B(Q_a) )  weights and activations from cache or memory
-    B(Q)^-1 = (1 - m) / B_cache + m / B_memory,  m = 1 / (1 + (C / Q)^4)
+    B(Q)^-1 = (1 - m) / B_cache + m / B_memory,  m = 1 / (1 + (C / Q)^8)
 
 A roofline whose corner is rounded (p = 3: neither roof is reached where they meet), whose compute roof falls off for
 small extents (tiles, vector lanes and the fill of a pipeline leave a share h / (d + h) idle), and whose memory roof
@@ -64,6 +64,10 @@ _SAME = {
 }
 
 
+#: Products of plain operands; others (4-bit weights, integers) have kernels of their own.
+_PLAIN_PRODUCTS = frozenset(("matmul", "gemm", "linear", "mm", "addmm", "bmm", "baddbmm", "fusedmatmul", "einsum"))
+
+
 def canonical(type_: str) -> str:
     """One name for an operation in both dialects: `layer_norm` and `LayerNormalization` agree."""
     plain = type_.replace("_", "").lower()
@@ -74,35 +78,50 @@ def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: f
     """Kernels of one family share parameters: `conv depthwise`, `gemm`, `elementwise tanh`, ..."""
     wide = "" if dtype in ("float32", "float64", "int64", "int32", "bool") else f" {dtype}"
     if kind in ("gemm", "gemv"):
-        return f"gemm{wide}" if weights > 0 else f"gemm of activations{wide}"
+        form = "gemm" if weights > 0 else "gemm of activations"
+        plain = canonical(type_)
+        return f"{form}{wide}" if plain in _PLAIN_PRODUCTS else f"{form} {plain}{wide}"
     if kind == "conv" and len(dims) == 9:
         _, groups, _, inner, _, window, _, _, axes = dims
         form = "depthwise" if inner == 1 and groups > 1 else "pointwise" if window == 1 else "dense"
         return f"conv {form}{' 1-D' if axes == 1 else ''}{wide}"
+    if kind == "reduce" and len(dims) == 3:
+        return f"{kind} {canonical(type_)}{' across' if dims[2] > 1 else ''}"
     if kind in ("attention", "recurrent"):
         return f"{kind} {canonical(type_)}{wide}"
     return f"{kind} {canonical(type_)}"
 
 
-def extents(kind: str, dims: Sequence[int], flops: float) -> tuple[float, tuple[float, ...]]:
-    """Units of work that each cost a little, and the extents that decide how much of the rate is reached."""
+def _filled(channels: float, lanes: int) -> float:
+    """Channels that a vector kernel computes: blocked layouts fill up the last vector."""
+    return -(-channels // lanes) * lanes
+
+
+def extents(kind: str, dims: Sequence[int], flops: float, lanes: int) -> tuple[float, float, tuple[float, ...]]:
+    """FLOPs with filled-up vectors of `lanes` numbers, units of work that each cost a little, and the extents that
+    decide how much of the rate is reached."""
     if kind in ("gemm", "gemv") and len(dims) == 4:
         batch, rows, cols, inner = dims
-        return batch, (rows, cols, inner, flops)
+        return flops, batch, (rows, cols, inner, flops)
     if kind == "conv" and len(dims) == 9:
-        batch, groups, out, inner, positions, window, stride, width, _ = dims
+        batch, groups, out, inner, positions, window, stride, width, axes = dims
         if inner == 1 and groups > 1:
-            return out, (batch * positions, groups, width, flops, 1.0 / stride)
-        return 0, (batch * positions, out / groups, inner * window, flops, width)
+            work = flops * _filled(out, lanes) / out
+            return work, out, (batch * positions, groups, width, work, 1.0 / stride)
+        # Few input channels (images) are not filled up; one-dimensional kernels are products of matrices.
+        wide = _filled(out / groups, lanes) if axes > 1 else out / groups
+        deep = _filled(inner, lanes) if axes > 1 and inner >= lanes / 2 else inner
+        work = flops * wide * groups / out * deep / inner
+        return work, 0, (batch * positions, wide, deep * window, work, width)
     if kind == "attention" and len(dims) == 5:
         heads, queries, keys, width, _ = dims
-        return heads, (queries, keys, width, flops)
+        return flops, heads, (queries, keys, width, flops)
     if kind == "recurrent" and len(dims) == 3:
         steps, _, states = dims
-        return steps, (states, flops)
+        return flops, steps, (states, flops)
     if kind in ("norm", "softmax") and len(dims) == 2:
-        return dims[0], (dims[1], flops)
-    return 0, (flops,)
+        return flops, dims[0], (dims[1], flops)
+    return flops, 0, (flops,)
 
 
 @dataclass(frozen=True)
@@ -118,20 +137,20 @@ class Rows:
     features: np.ndarray
 
     @staticmethod
-    def of(kernels: KernelTable) -> Rows:
-        """From a table whose kernels run on one device, one after another."""
+    def of(kernels: KernelTable, lanes: int) -> Rows:
+        """From a table whose kernels run on one device, one after another; `lanes` fp32 numbers fill a vector."""
         n = len(kernels)
-        features, units = np.full((n, FEATURES), np.inf), np.zeros(n)
+        features, units, flops = np.full((n, FEATURES), np.inf), np.zeros(n), np.zeros(n)
         families = []
         for i, (kind, type_, dims, dtype) in enumerate(
             zip(kernels.kinds, kernels.types, kernels.dims, kernels.dtypes, strict=True)
         ):
             families.append(family_of(kind, type_, dims, dtype, kernels.bytes_weights[i]))
-            units[i], found = extents(kind, dims, float(kernels.flops[i]))
+            flops[i], units[i], found = extents(kind, dims, float(kernels.flops[i]), lanes)
             features[i, : len(found)] = np.maximum(found, 1e-6)
         total = np.full(n, float(kernels.bytes_weights.sum()))
         activations = kernels.bytes_in + kernels.bytes_out
-        return Rows(tuple(families), kernels.flops, kernels.bytes_weights, activations, total, units, features)
+        return Rows(tuple(families), flops, kernels.bytes_weights, activations, total, units, features)
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ class Memory:
     def seconds(self, nbytes: np.ndarray, working_set: np.ndarray) -> np.ndarray:
         """Time to move `nbytes` that belong to a working set [B], float64."""
         with np.errstate(divide="ignore"):
-            missed = 1.0 / (1.0 + (self.capacity / np.maximum(working_set, 1.0)) ** 4)
+            missed = 1.0 / (1.0 + (self.capacity / np.maximum(working_set, 1.0)) ** 8)
         return nbytes * ((1.0 - missed) / self.cache + missed / self.memory)
 
 
@@ -227,17 +246,18 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class Calibration:
     """What was measured of one engine and device at one number of threads.
 
-    `entry` [s] is what a call of a stage costs and `boundary` [s] one more call in a chain of stages (None: not
-    measured). `families` maps a family to its parameters in the order of `PARAMETERS`, `spread` to the relative error
-    that the fit leaves on its own measurements, `noise` is the median relative spread of the measurements between
-    rounds. `energy` holds coefficients (power_const [W], energy_per_flop [J/FLOP], energy_per_byte [J/B]) where a
-    counter could be read. `missing` says what could not be fitted and why.
+    `lanes` fp32 numbers fill a vector of the device. `entry` [s] is what a call of a stage costs and `boundary` [s] one
+    more call in a chain of stages (None: not measured). `families` maps a family to its parameters in the order of
+    `PARAMETERS`, `spread` to the relative error that the fit leaves on its own measurements, `noise` is the median
+    relative spread of the measurements between rounds. `energy` holds coefficients (power_const [W], energy_per_flop
+    [J/FLOP], energy_per_byte [J/B]) where a counter could be read. `missing` says what could not be fitted and why.
     """
 
     engine: str
     device: str
     threads: int
     version: str
+    lanes: int
     entry: float
     memory: Memory
     families: Mapping[str, tuple[float, ...]]
@@ -252,7 +272,7 @@ class Calibration:
         """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
         if not len(kernels):
             return np.zeros(0)
-        rows = Rows.of(kernels)
+        rows = Rows.of(kernels, self.lanes)
         table = {name: np.array(self._parameters(name)) for name in dict.fromkeys(rows.families)}
         found = kernel_seconds(rows, np.array([table[f] for f in rows.families]), self.memory)
         for name, residuals in self.residuals.items():
@@ -275,6 +295,7 @@ class Calibration:
             "device": self.device,
             "threads": self.threads,
             "version": self.version,
+            "lanes": self.lanes,
             "entry": self.entry,
             "memory": [self.memory.cache, self.memory.memory, self.memory.capacity],
             "families": {f: dict(zip(PARAMETERS, p, strict=True)) for f, p in self.families.items()},
@@ -296,6 +317,7 @@ class Calibration:
             str(data["device"]),
             int(data["threads"]),
             str(data["version"]),
+            int(data["lanes"]),
             float(data["entry"]),
             Memory(*(float(v) for v in data["memory"])),
             {f: tuple(float(p[n]) for n in PARAMETERS) for f, p in data["families"].items()},

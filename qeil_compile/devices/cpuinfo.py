@@ -59,6 +59,11 @@ def cpu_facts() -> CpuFacts:
     )
 
 
+def vector_lanes(flags: frozenset[str]) -> int:
+    """fp32 numbers in a vector of the widest extension."""
+    return 16 if "avx512f" in flags else 8 if flags & {"avx", "avx2"} else 4
+
+
 def cache_bytes() -> float:
     """Last-level cache [B] that the first processor sees; 0 where the system does not tell."""
     sizes = [_read(str(f)).strip() for f in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]

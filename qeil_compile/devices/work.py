@@ -40,6 +40,7 @@ DIMS: dict[str, str] = {
     "attention": "heads (batch x query heads), queries, keys, width, value width",
     "norm": "rows, width",
     "softmax": "rows, width",
+    "reduce": "elements before, along and after the reduced axes",
     "recurrent": "steps (time x batch), matrix entries, states",
 }
 

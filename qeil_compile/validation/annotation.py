@@ -80,10 +80,11 @@ def evaluate() -> list[Claim]:
     laps = measure()
     seconds = float(np.median([r["sum"] for r in laps.rounds]))
     devices = {(t.name, d.name) for t in laps.targets for d in t.devices}
+    graph = laps.traced.graph
     note = (
-        f"{len(laps.traced.graph.ops)} operators, {laps.traced.graph.weight_bytes / 1e9:.1f} GB of weights of which none "
-        f"is in memory (peak grew by {laps.growth / 1e6:.0f} MB), {len(laps.targets)} targets with {len(devices)} devices "
-        f"and {sum(len(t.placements) for t in laps.targets)} placements; tracing takes {laps.traced.seconds:.1f} s more"
+        f"{len(graph.ops)} operators, {graph.weight_bytes / 1e9:.1f} GB of weights of which none is in memory (peak grew by "
+        f"{laps.growth / 1e6:.0f} MB), {len(laps.targets)} targets with {len(devices)} devices and "
+        f"{sum(len(t.placements) for t in laps.targets)} placements; tracing takes {laps.traced.seconds:.1f} s more"
     )
     points = tuple(Point(f"round {i}", "", r["sum"], r["sum"]) for i, r in enumerate(laps.rounds))
     return [
