@@ -366,10 +366,10 @@ class Match(Groups):
         facts = self.facts
         if not self._same_size(other) or (self.rules.layout and not accepts(self, i)):
             return False
-        if self.rules.layout and self.rules.layout.block:
-            # Plain operands are not reordered for a sum: it stays a kernel of its own.
-            if not all(in_blocks(self, p) for _, p in facts.live[other]):
-                return False
+        layout = self.rules.layout
+        # Plain operands are not reordered for a sum: it stays a kernel of its own.
+        if layout and layout.block and not all(in_blocks(self, p) for _, p in facts.live[other]):
+            return False
         first = facts.graph.producer.get(facts.graph.ops[other].inputs[0], -1)
         if first < 0 or self.owner[first] == root:
             return True
