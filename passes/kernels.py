@@ -10,8 +10,9 @@ from qeil_compile.devices.work import KernelTable, OperatorKind
 from qeil_compile.ir import GroupGraph
 from qeil_compile.passes.count import OpCount
 from qeil_compile.passes.count.traffic import is_weight, reads, sources
+from qeil_compile.passes.facts import Facts
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules
-from qeil_compile.passes.match import Facts, Match
+from qeil_compile.passes.match import Match
 
 #: kind, extents, dtype, type, FLOP, bytes in, of weights, out, group.
 Row = tuple[OperatorKind, tuple[int, ...], str, str, float, float, float, float, int]
