@@ -66,8 +66,8 @@ def main() -> None:
         report.rows += [row(name, kind, engine, traced) for engine in args.engines]
     report.notes = [f"{r['model']} on {r['engine']}: {r['refused']}" for r in report.rows if "refused" in r]
     kinds = [(kind, engine) for kind in ("seen", "unseen") for engine in args.engines]
-    columns = ("rules", "engine", "models", "executed", "predicted", "median error", "worst error", "precision", "recall")
-    sums = Report("totals", "By set of models", columns, [total(report.rows, *k) for k in kinds])
+    rows = [total(report.rows, *k) for k in kinds]
+    sums = Report("totals", "By set of models", tuple(rows[0]), rows)
     publish([report, sums], args, "fusion")
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from qeil_compile.ir import GroupGraph, OpGraph
 from qeil_compile.passes.count import OpCount
+from qeil_compile.passes.facts import Facts
 from qeil_compile.passes.fusion_rules import RULES
 from qeil_compile.passes.groups import Groups
-from qeil_compile.passes.match import Facts, Kernel, kernels, kernels_of
+from qeil_compile.passes.match import Kernel, kernels, kernels_of
 
 __all__ = ["FuseSettings", "Kernel", "fuse", "kernels"]
 

@@ -42,7 +42,6 @@ _ALIASES: dict[str, str] = {
             globalmaxpool adaptive_avg_pool2d _adaptive_avg_pool2d""",
         "clip": "clamp hardtanh relu6",
         "leaky_relu": "leakyrelu",
-        "square": "",
         "quantize": "quantizelinear quantize_per_tensor quantize_per_channel",
         "dequantize": "dequantizelinear dequantize_per_tensor dequantize_per_channel",
         "cast": "_to_copy to castlike type_as",
@@ -117,12 +116,19 @@ class Layout:
 class FusionRules:
     """Rules of one engine.
 
-    `views` rename memory; if `views_run`, each is still a kernel that costs a launch. `removed` vanish before the
-    run. `folds`: what hangs on weights alone is computed once. `stages` maps the family of a kernel's main operator
-    to what it takes up. `subgraphs`: connected element-wise operators become one kernel of at most
-    `subgraph_ports` tensors in and out. `slices`: slices of one tensor become one kernel. `quantised` kernels run on
-    the integers between dequantise and quantise operators. `more` lists kernels that the engine adds to an operator,
-    as (type, size): the bytes of its "out", "key" or "value". Element-wise operators in `alone` join no kernel.
+    What costs nothing: `views` rename memory, and if `views_run` each is still a kernel that costs a launch; `removed`
+    vanish; `folds`: what hangs on weights alone is computed before the first run, and equal operators once;
+    `in_place`: parts along the outermost axis (concatenation, split, select) are not copied; `free_transpose`: nor
+    is a transpose into the order in which a layout already is.
+
+    What is one kernel: `stages` maps the family of a main operator to what it takes up; `patterns`;
+    `subgraphs`: connected element-wise operators, at most `subgraph_ports` tensors in and out, save those `alone`;
+    `slices` of one tensor; `quantised` operators with the dequantise and quantise operators around them;
+    `takes_transposes`: written-out attention with those around it.
+
+    What the engine adds: reorders between `layout` and the plain one; `more` kernels by family, as (type, size):
+    the bytes of the "key" or of what is written ("out"); `reshapes_rows`: views around products with a bias over more
+    than two axes; `converts_int64`: conversions of 64-bit inputs.
     """
 
     views: frozenset[str] = names("reshape")
@@ -134,7 +140,7 @@ class FusionRules:
     subgraphs: bool = False
     subgraph_ports: int = 12
     slices: bool = False
-    free_concat: bool = False
+    in_place: bool = False
     free_transpose: bool = False
     quantised: frozenset[str] = frozenset()
     takes_transposes: bool = False
@@ -215,7 +221,7 @@ OPENVINO = FusionRules(
     ),
     subgraphs=True,
     slices=True,
-    free_concat=True,
+    in_place=True,
     free_transpose=True,
     quantised=names("conv matmul gemm linear add mul concat pool"),
     takes_transposes=True,

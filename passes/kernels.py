@@ -9,9 +9,10 @@ import numpy as np
 from qeil_compile.devices.work import KernelTable, OperatorKind
 from qeil_compile.ir import GroupGraph
 from qeil_compile.passes.count import OpCount
-from qeil_compile.passes.count.traffic import reads, sources
+from qeil_compile.passes.count.traffic import is_weight, reads, sources
+from qeil_compile.passes.facts import Facts
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules
-from qeil_compile.passes.match import Facts, Match
+from qeil_compile.passes.match import Match
 
 #: kind, extents, dtype, type, FLOP, bytes in, of weights, out, group.
 Row = tuple[OperatorKind, tuple[int, ...], str, str, float, float, float, float, int]
@@ -131,7 +132,7 @@ class _Border:
     def _held(self, name: str) -> bool:
         """A weight, or what the engine computed from weights before the run."""
         producer = self.graph.producer.get(name, -1)
-        return self.graph.tensors[name].role == "weight" or (producer >= 0 and self.folded[producer])
+        return is_weight(self.graph, name) or (producer >= 0 and self.folded[producer])
 
     def _written(self, i: int, inside: set[int]) -> int:
         if self.views[i]:

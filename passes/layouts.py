@@ -32,17 +32,17 @@ def accepts(match: Match, i: int) -> bool:
     return inner % layout.block == 0 and channels // groups % layout.block == 0
 
 
-def in_blocks(match: Match, i: int) -> bool:
-    """Whether operator i (-1: an input of the graph) writes the engine's own layout, as far as can be told so early."""
+def in_blocks(match: Match, i: int, depth: int = 8) -> bool:
+    """Whether operator i (-1: an input of the graph) writes the engine's own layout, as far as `depth` steps tell."""
     layout = match.rules.layout
-    if layout is None or i < 0:
+    if layout is None or i < 0 or not depth:
         return False
     members = match.members[match.owner[i]]
     if any(accepts(match, m) for m in members):
         return True
     carries = all(match.facts.families[m] in layout.carriers for m in members)
     inside = match.facts.live[i]
-    return carries and bool(inside) and all(in_blocks(match, p) for _, p in inside)
+    return carries and bool(inside) and all(in_blocks(match, p, depth - 1) for _, p in inside)
 
 
 def reorders(match: Match) -> Extra:
@@ -65,7 +65,7 @@ class _Walk:
         for root in sorted(self.match.members, key=lambda r: max(self.match.members[r])):
             if self.match.rules.layout is not None:
                 self._visit(root)
-            if self.match.rules.free_concat and self.facts.families[root] == "concat" and self._side_by_side(root):
+            if self.match.rules.in_place and self.facts.families[root] == "concat" and self._side_by_side(root):
                 self.match.freed.add(root)
         final = set(self.graph.outputs)
         for name in self.own & final - self.both:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qeil_compile.ir import Op, OpGraph, TensorSpec
-from qeil_compile.passes.count import OpCount, count, unknown_report
+from qeil_compile.passes.count import OpCount, branches, count, unknown_report
 from qeil_compile.passes.count.formulas import GRU_CELL, LSTM_CELL, SOFTMAX, live_scores
 from tests.count_graphs import count_one, one
 
@@ -284,6 +285,39 @@ def test_a_branch_counts_its_dearest_side() -> None:
     graph = one("onnx.If", {"c": ("bool", ()), "x": (F, (10,))}, [(F, (10,))], body=sides)
     (c,) = count(graph)
     assert (c.flops, c.bytes_in, c.bytes_out, c.kind, c.known) == (220, 80, 80, "control", True)
+
+
+def named(name: str, graph: OpGraph) -> OpGraph:
+    return replace(graph, name=name)
+
+
+def test_all_branches_are_priced_and_the_declared_one_counts() -> None:
+    cheap, dear = named("if.then_branch", body(("onnx.Relu", 1))), named("if.else_branch", body(("onnx.Exp", 8)))
+    inputs = {"c": ("bool", ()), "x": (F, (10,))}
+    for taken, flops in ((0, 80), (1, 10), (7, 80)):
+        graph = one("onnx.If", inputs, [(F, (10,))], {"#taken": taken}, body=(dear, cheap))
+        assert count(graph)[0].flops == flops
+        assert [c.flops for c in branches(graph)["op"]] == [80, 10]
+
+
+@pytest.mark.parametrize(("value", "flops"), [(True, 10), (False, 80)])
+def test_a_constant_condition_declares_its_branch(value: bool, flops: int) -> None:
+    cheap, dear = named("if.then_branch", body(("onnx.Relu", 1))), named("if.else_branch", body(("onnx.Exp", 8)))
+    graph = one("onnx.If", {"c": ("bool", ()), "x": (F, (10,))}, [(F, (10,))], body=(dear, cheap))
+    constant = Op("k", "onnx.Constant", (), ("c",), {"value": {"dtype": "bool", "shape": [], "values": [value]}})
+    condition = TensorSpec("c", (), "bool", "activation")
+    graph = replace(graph, ops=(constant, *graph.ops), tensors={**graph.tensors, "c": condition}, inputs=("x",))
+    assert count(graph)[1].flops == flops
+
+
+def test_constants_inside_a_branch_are_weights() -> None:
+    inner = body(("onnx.Relu", 1))
+    w = Op("w", "onnx.Constant", (), ("w",), {})
+    add = Op("add", "onnx.Add", ("t0", "w"), ("t1",))
+    tensors = {**inner.tensors, **{n: TensorSpec(n, (10,), F, "activation") for n in ("w", "t1")}}
+    inner = replace(inner, ops=(*inner.ops, w, add), tensors=tensors, outputs=("t1",))
+    c = count_one("onnx.If", {"c": ("bool", ()), "x": (F, (10,))}, [(F, (10,))], body=(inner,))
+    assert (c.bytes_in, c.bytes_weights) == (80, 40)
 
 
 def test_a_loop_multiplies_by_a_static_trip_count() -> None:

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from qeil_compile.ir import DTYPE_BYTES, Op, OpGraph
 from qeil_compile.passes.count import aten, onnx
 from qeil_compile.passes.count.base import Kind, OpCount, int_of, tensor
+from qeil_compile.passes.count.control import branches as _branches
 from qeil_compile.passes.count.control import count_body, nested
 from qeil_compile.passes.count.traffic import is_view, sources, traffic
 
-__all__ = ["Kind", "OpCount", "count", "unknown_report"]
+__all__ = ["Kind", "OpCount", "branches", "count", "unknown_report"]
 
 #: MatMulNBits: the type that `accuracy_level` lets the kernel compute in (0: that of the activations).
 ACCURACY = {1: "float32", 2: "float16", 3: "bfloat16", 4: "int8"}
@@ -29,6 +30,11 @@ def count(graph: OpGraph) -> tuple[OpCount, ...]:
     """Work and traffic of each operator, in the order of `graph.ops`."""
     source = sources(graph, [is_view(op, graph) for op in graph.ops])
     return tuple(_count(op, graph, source) for op in graph.ops)
+
+
+def branches(graph: OpGraph) -> dict[str, tuple[OpCount, ...]]:
+    """Operator with nested graphs -> what each of them costs, run once; `count` takes the declared or dearest one."""
+    return {op.name: _branches(op, graph, count) for op in graph.ops if op.body}
 
 
 def unknown_report(graph: OpGraph, counts: Sequence[OpCount]) -> list[tuple[str, int, float]]:

@@ -1,7 +1,8 @@
 """Counts of operators that hold nested graphs (`Op.body`).
 
-- A branch (If, `cond`) counts as its dearest branch: the one with most FLOPs, then most bytes. Which one runs
-  is only known at run time.
+- All branches of an If or `cond` are priced (`branches`). The one counted is the one that is declared: by the
+  sample run of the frontend (`attributes["#taken"]`), or by a condition that is a constant. Where neither says it,
+  the dearest counts: the one with most FLOPs, then most bytes.
 - A loop (Loop, Scan, SequenceMap, `while_loop`, `scan`) counts its body times the trip count. The count is
   static for Scan and `scan` (length of what they scan) and for a Loop that stacks results of known length or
   whose limit is a constant; otherwise the body counts once and the operator is marked as not known.
@@ -13,7 +14,7 @@ inner operators move; what crosses the outer boundary is among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from qeil_compile.ir import Op, OpGraph
@@ -26,18 +27,50 @@ LOOPS = frozenset(("Loop", "Scan", "SequenceMap", "while_loop", "scan", "map_imp
 
 
 def nested(op: Op, graph: OpGraph) -> list[OpGraph]:
-    """The nested graphs with the tensors of the outer one in scope."""
+    """The nested graphs with the tensors of the outer one in scope.
+
+    Names of ONNX are unique over all levels, and the outer graph knows most about its own; arguments of FX bodies
+    may be called like outer values.
+    """
+    if graph.dialect == "onnx":
+        return [replace(b, tensors={**b.tensors, **graph.tensors}) for b in op.body]
     return [replace(b, tensors={**graph.tensors, **b.tensors}) for b in op.body]
+
+
+def branches(op: Op, graph: OpGraph, counter: Counter) -> tuple[OpCount, ...]:
+    """What each nested graph costs, run once, in the order of `Op.body`."""
+    return tuple(sum(counter(b), ZERO) for b in nested(op, graph))
+
+
+def declared(op: Op, graph: OpGraph) -> int | None:
+    """Index of the branch that is known to run, if any is."""
+    taken = op.attributes.get("#taken")
+    if isinstance(taken, int) and 0 <= taken < len(op.body):
+        return taken
+    condition = graph.producer.get(op.inputs[0], -1) if op.inputs else -1
+    if condition < 0 or graph.ops[condition].type != "onnx.Constant" or len(op.body) != 2:
+        return None
+    value = graph.ops[condition].attributes.get("value")
+    values = value.get("values") if isinstance(value, Mapping) else None
+    if not values:
+        return None
+    # ONNX lists attributes by name in no fixed order: the bodies say themselves which one they are.
+    wanted = "then_branch" if values[0] else "else_branch"
+    return next((k for k, b in enumerate(op.body) if b.name.endswith(wanted)), None)
 
 
 def count_body(op: Op, graph: OpGraph, counter: Counter) -> OpCount:
     """Count of an operator with nested graphs: kind "control", dtype of its dearest operator."""
-    totals = [sum(counter(b), ZERO) for b in nested(op, graph)]
+    totals = branches(op, graph, counter)
     # An FX type may carry an overload or name space around the name.
     name = next((p for p in op.type.split(".") if p in BRANCHES or p in LOOPS), "")
     if name in BRANCHES:
-        total = max(totals, key=lambda c: (c.flops, c.nbytes))
-        total = replace(total, known=all(c.known for c in totals))
+        taken = declared(op, graph)
+        if taken is not None:
+            total = totals[taken]
+        else:
+            total = max(totals, key=lambda c: (c.flops, c.nbytes))
+            total = replace(total, known=all(c.known for c in totals))
     else:
         total = sum(totals, ZERO)
     if name in LOOPS:

@@ -120,11 +120,19 @@ def traffic(op: Op, graph: OpGraph, source: Mapping[str, str]) -> Traffic:
         return 0, 0, 0
     activations = weights = 0
     for name, size in reads(op, graph, source):
-        if graph.tensors[name].role == "weight":
+        if is_weight(graph, name):
             weights += size
         else:
             activations += size
     return activations, weights, _written(op, graph, key_of(op))
+
+
+def is_weight(graph: OpGraph, name: str) -> bool:
+    """Whether a tensor is stored with the model: a weight, or a constant inside a branch."""
+    if graph.tensors[name].role == "weight":
+        return True
+    writer = graph.producer.get(name)
+    return writer is not None and graph.ops[writer].type == "onnx.Constant"
 
 
 def reads(op: Op, graph: OpGraph, source: Mapping[str, str]) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ from qeil_compile.forms.onnx_source import OnnxSource, build_graph, captured_nam
 from qeil_compile.forms.program import INLINE_BYTES
 from qeil_compile.ir import OpGraph, Workload
 
+from .onnx_branches import see_branches
 from .onnx_shapes import fixed, forget_shapes, write_shapes
 from .traced import Arrays, Traced, sample_inputs
 
@@ -38,6 +39,7 @@ def trace_onnx(model: Path | onnx.ModelProto, workload: Workload, given: Arrays,
         source = _open_source(original, arrays, graph, samples, name)
     else:
         source = _bound_source(folded, kept, graph, samples, name)
+    source = replace(source, graph=see_branches(source.graph, source.model, source.arrays, samples))
     source.graph.check()
     reference = Reference(original, arrays, name)
     return Traced(source.graph, source, workload, samples, reference.run, time.perf_counter() - started)
