@@ -82,8 +82,8 @@ def evaluate() -> list[Claim]:
     devices = {(t.name, d.name) for t in laps.targets for d in t.devices}
     graph = laps.traced.graph
     note = (
-        f"{len(graph.ops)} operators, {graph.weight_bytes / 1e9:.1f} GB of weights of which none is in memory (peak grew by "
-        f"{laps.growth / 1e6:.0f} MB), {len(laps.targets)} targets with {len(devices)} devices and "
+        f"{len(graph.ops)} operators, {graph.weight_bytes / 1e9:.1f} GB of weights of which none is in memory (peak "
+        f"grew by {laps.growth / 1e6:.0f} MB), {len(laps.targets)} targets with {len(devices)} devices and "
         f"{sum(len(t.placements) for t in laps.targets)} placements; tracing takes {laps.traced.seconds:.1f} s more"
     )
     points = tuple(Point(f"round {i}", "", r["sum"], r["sum"]) for i, r in enumerate(laps.rounds))
