@@ -79,7 +79,7 @@ class ShortConvolution(nn.Module):
 def test_short_convolution_counts_its_window_per_channel() -> None:
     counts = count(trace(ShortConvolution().eval(), (torch.randn(1, 9, 16),)).graph)
     (c,) = (c for c in counts if c.kind == "conv")
-    assert (c.flops, c.dims) == (2.0 * 16 * (9 + 2) * 3, (1, 16, 16, 1, 11, 3, 1))
+    assert (c.flops, c.dims) == (2.0 * 16 * (9 + 2) * 3, (1, 16, 16, 1, 11, 3, 1, 11, 1))
 
 
 def test_weights_quantised_by_onnxruntime_count_half_a_byte() -> None:

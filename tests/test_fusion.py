@@ -170,7 +170,7 @@ def test_bytes_inside_a_kernel_do_not_count_and_weights_count_once() -> None:
     assert [table.bytes_out[i] for i in own] == [size, size]
     assert table.flops.sum() == sum(c.flops for c in counts)
     assert [table.kinds[i] for i in own] == ["conv", "conv"]
-    assert table.dims[own[0]] == (1, 1, 16, 16, 64, 9, 1)
+    assert table.dims[own[0]] == (1, 1, 16, 16, 64, 9, 1, 8, 2)
 
 
 def test_a_border_between_groups_cuts_a_kernel() -> None:

@@ -14,7 +14,7 @@ inner operators move; what crosses the outer boundary is among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from qeil_compile.ir import Op, OpGraph
@@ -59,17 +59,24 @@ def declared(op: Op, graph: OpGraph) -> int | None:
     return next((k for k, b in enumerate(op.body) if b.name.endswith(wanted)), None)
 
 
+def is_branch(op: Op) -> bool:
+    """True for an If or `cond`, whatever overload or name space an FX type carries around the name."""
+    return bool(op.body) and any(p in BRANCHES for p in op.type.split("."))
+
+
+def counted(op: Op, graph: OpGraph, totals: Sequence[OpCount]) -> int:
+    """Index of the branch that counts: the declared one, or else the dearest."""
+    taken = declared(op, graph)
+    return max(range(len(totals)), key=lambda k: (totals[k].flops, totals[k].nbytes)) if taken is None else taken
+
+
 def count_body(op: Op, graph: OpGraph, counter: Counter) -> OpCount:
     """Count of an operator with nested graphs: kind "control", dtype of its dearest operator."""
     totals = branches(op, graph, counter)
-    # An FX type may carry an overload or name space around the name.
-    name = next((p for p in op.type.split(".") if p in BRANCHES or p in LOOPS), "")
-    if name in BRANCHES:
-        taken = declared(op, graph)
-        if taken is not None:
-            total = totals[taken]
-        else:
-            total = max(totals, key=lambda c: (c.flops, c.nbytes))
+    name = next((p for p in op.type.split(".") if p in LOOPS), "")
+    if is_branch(op):
+        total = totals[counted(op, graph, totals)]
+        if declared(op, graph) is None:
             total = replace(total, known=all(c.known for c in totals))
     else:
         total = sum(totals, ZERO)
