@@ -1,0 +1,16 @@
+"""What every test is kept apart from: calibrations and profiles that the person running the tests may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Empty folders for calibrations and profiles."""
+    folder = tmp_path_factory.mktemp("qeil")
+    monkeypatch.setenv("QEIL_CALIBRATIONS", str(folder / "calibrations"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+    return folder

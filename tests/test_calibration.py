@@ -1,0 +1,330 @@
+"""Calibration: the model of kernel times, its fit, energy counters, the store, and prices that come from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import qeil_compile.calibration.run as run_module
+from qeil_compile import api
+from qeil_compile.calibration import worker
+from qeil_compile.calibration.energy import Counter, hwmon, joules, perf, rapl
+from qeil_compile.calibration.fit import Sample, _Problem, fit
+from qeil_compile.calibration.networks import Layer, convolutions, elementwise, gemm, rowwise
+from qeil_compile.calibration.suite import suite
+from qeil_compile.devices import calibrations
+from qeil_compile.devices.calibrated import (
+    FEATURES,
+    PARAMETERS,
+    Calibration,
+    Memory,
+    Residuals,
+    Rows,
+    canonical,
+    family_of,
+    kernel_seconds,
+)
+from qeil_compile.devices.work import KernelTable
+from qeil_compile.errors import BackendError, QeilError, TargetError
+
+LANES = 16
+MEMORY = Memory(6e10, 2e10, 2e7)
+
+
+def products(*shapes: tuple[int, int, int]) -> KernelTable:
+    """One product with weights per (rows, inner, cols)."""
+    numbers = np.array([(2.0 * m * k * n, 4.0 * m * k, 4.0 * k * n, 4.0 * m * n) for m, k, n in shapes])
+    return KernelTable(
+        ("gemm",) * len(shapes), tuple((1, m, n, k) for m, k, n in shapes), ("float32",) * len(shapes),
+        ("MatMul",) * len(shapes), *numbers.T, np.arange(len(shapes)),
+    )  # fmt: skip
+
+
+def truth(table: KernelTable) -> np.ndarray:
+    """A machine of the model's own form: 80 GFLOP/s, falling off with few rows and columns."""
+    rows = Rows.of(table, LANES)
+    own = np.array([2e-6, 1e-12, 8e10, 1.0, 3.0, 20.0, 30.0, 1e-3, 1e-3])
+    return kernel_seconds(rows, np.tile(own, (len(table), 1)), MEMORY)
+
+
+def measured(*shapes: tuple[int, int, int], repeats: int) -> Sample:
+    table = products(*(shapes * repeats))
+    return Sample(f"{shapes} x{repeats}", Rows.of(table, LANES), 1e-5 + float(truth(table).sum()))
+
+
+GRID = [
+    measured((m, k, n), repeats=r)
+    for m in (1, 4, 16, 64, 256)
+    for k, n in ((64, 64), (128, 512), (512, 512), (1024, 2048), (2048, 256))
+    for r in (1, 8)
+]
+
+
+def test_a_fit_finds_the_machine_again_on_shapes_that_it_never_saw() -> None:
+    found = fit(GRID, 4e7)
+    calibration = Calibration("e", "CPU", 1, "1", LANES, found.entry, found.memory, found.families, found.residuals)
+    unseen = products((2, 256, 256), (32, 768, 768), (128, 300, 900), (8, 4096, 1024))
+    assert np.abs(calibration.seconds(unseen) / truth(unseen) - 1).max() < 0.08
+    assert found.entry == pytest.approx(1e-5, rel=0.3)
+    assert found.spread["gemm"] < 0.02
+
+
+def test_a_spoiled_measurement_does_not_bend_the_fit() -> None:
+    spoiled = [replace(s, seconds=s.seconds * 20) if k in (3, 17) else s for k, s in enumerate(GRID)]
+    found = fit(spoiled, 4e7)
+    smooth = Calibration("e", "CPU", 1, "1", LANES, found.entry, found.memory, found.families)
+    unseen = products((32, 768, 768), (128, 300, 900))
+    assert np.abs(smooth.seconds(unseen) / truth(unseen) - 1).max() < 0.12
+
+
+def test_the_jacobian_is_that_of_the_residuals() -> None:
+    problem = _Problem(GRID[:8], 4e7)
+    at = problem.prior + np.random.default_rng(0).normal(0, 0.3, len(problem.prior))
+    exact = problem.jacobian(at)
+    for k in range(len(at)):
+        step = np.zeros(len(at))
+        step[k] = 1e-5
+        slope = (problem.residuals(at + step) - problem.residuals(at - step)) / 2e-5
+        assert np.abs(slope - exact[:, k]).max() < 1e-3 * max(1.0, np.abs(slope).max())
+
+
+def test_residuals_hold_at_their_shapes_and_fade_away_from_them() -> None:
+    known = np.full((3, FEATURES), np.inf)
+    known[:, 0] = [10.0, 1000.0, 1e6]
+    residuals = Residuals.fit(known, np.array([0.2, -0.1, 0.3]))
+    assert residuals.at(known) == pytest.approx([0.16, -0.08, 0.24], abs=0.02)
+    far = known.copy()
+    far[:, 0] = 1e12
+    assert np.abs(residuals.at(far)).max() < 1e-6
+
+
+def test_weights_that_no_cache_holds_come_from_memory() -> None:
+    small, large = products((1, 512, 512)), products(*[(1, 2048, 2048)] * 16)
+    assert MEMORY.seconds(small.bytes_weights, np.full(1, small.bytes_weights.sum()))[0] == pytest.approx(
+        small.bytes_weights[0] / MEMORY.cache
+    )
+    assert MEMORY.seconds(large.bytes_weights, np.full(16, large.bytes_weights.sum())) == pytest.approx(
+        large.bytes_weights / MEMORY.memory, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("fx", "onnx_name"),
+    [("scaled_dot_product_attention", "Attention"), ("layer_norm", "LayerNormalization"), ("gelu", "Gelu"),
+     ("cat", "Concat"), ("permute", "Transpose"), ("_softmax", "Softmax"), ("mean", "ReduceMean")],
+)  # fmt: skip
+def test_both_dialects_have_one_family(fx: str, onnx_name: str) -> None:
+    assert canonical(fx) == canonical(onnx_name)
+
+
+def test_kernels_of_other_dtypes_and_packings_are_families_of_their_own() -> None:
+    dims = (1, 4, 64, 64)
+    names = {
+        family_of("gemm", "MatMul", dims, "float32", 1.0),
+        family_of("gemm", "MatMul", dims, "float16", 1.0),
+        family_of("gemm", "MatMul", dims, "float32", 0.0),
+        family_of("gemm", "MatMulNBits", dims, "float32", 1.0),
+        family_of("conv", "Conv", (1, 1, 64, 64, 49, 9, 1, 7, 2), "float32", 1.0),
+        family_of("conv", "Conv", (1, 64, 64, 1, 49, 9, 1, 7, 2), "float32", 1.0),
+        family_of("conv", "Conv", (1, 1, 64, 64, 49, 1, 1, 7, 2), "float32", 1.0),
+        family_of("conv", "Conv", (1, 1, 64, 64, 49, 3, 1, 49, 1), "float32", 1.0),
+    }
+    assert len(names) == 8
+    assert family_of("gemv", "linear", dims, "float32", 1.0) == family_of("gemm", "MatMul", dims, "float32", 1.0)
+
+
+def a_calibration(**changed: object) -> Calibration:
+    families = {f: (1e-6, 1e-9, 5e10, 1.0, *[1.0] * FEATURES) for f in ("gemm", "elementwise add", "elementwise mul")}
+    plain = Calibration("torch", "cpu", 2, "9", LANES, 1e-5, MEMORY, families, boundary=3e-5, noise=0.02)
+    return replace(plain, **changed)  # type: ignore[arg-type]
+
+
+def test_a_family_that_was_not_measured_takes_the_middle_of_its_kind() -> None:
+    calibration = a_calibration(
+        families={
+            "elementwise add": (1e-6, 1e-9, 1e10, 1.0, *[1.0] * FEATURES),
+            "elementwise tanh": (1e-6, 1e-9, 4e10, 1.0, *[1.0] * FEATURES),
+            "gemm": (1e-3, 1e-9, 1e8, 1.0, *[1.0] * FEATURES),
+        }
+    )
+    rate = calibration._parameters("elementwise erf")[PARAMETERS.index("rate")]
+    assert rate == pytest.approx(2e10)
+
+
+def test_json_round_trip_keeps_every_price() -> None:
+    found = fit(GRID, 4e7)
+    calibration = Calibration(
+        "e", "CPU", 1, "1", LANES, found.entry, found.memory, found.families, found.residuals, found.spread,
+        {"energy": "none"}, 2e-5, 0.01, {"power_const": 3.0},
+    )  # fmt: skip
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    table = products((3, 100, 200), (64, 64, 64))
+    assert again.seconds(table) == pytest.approx(calibration.seconds(table))
+    assert (again.boundary, again.missing, again.energy) == (2e-5, {"energy": "none"}, {"power_const": 3.0})
+
+
+def test_a_calibration_belongs_to_an_engine_version_a_device_and_a_number_of_threads() -> None:
+    path = calibrations.save(a_calibration())
+    assert set(calibrations.load([("torch", "9", "cpu")], 2).found) == {"torch:cpu"}
+    assert not calibrations.load([("torch", "10", "cpu")], 2).found
+    assert not calibrations.load([("torch", "9", "cpu")], 1).found
+    path.write_text('{"engine": "torch"}')
+    with pytest.raises(QeilError, match=rf"{path.name}.*run `qeil calibrate` again"):
+        calibrations.load([("torch", "9", "cpu")], 2)
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("QEIL_CALIBRATIONS", str(tmp_path / "file"))
+    with pytest.raises(QeilError, match="set QEIL_CALIBRATIONS"):
+        calibrations.save(a_calibration())
+
+
+# Energy counters
+
+
+def test_rapl_counts_packages_in_joules_and_wraps(tmp_path: Path) -> None:
+    package, core = tmp_path / "intel-rapl:0", tmp_path / "intel-rapl:0:0"
+    for folder, name in ((package, "package-0"), (core, "core")):
+        folder.mkdir()
+        (folder / "name").write_text(name + "\n")
+        (folder / "energy_uj").write_text("2500000\n")
+        (folder / "max_energy_range_uj").write_text("10000000\n")
+    counter = rapl(tmp_path)
+    assert counter is not None
+    assert (counter.read(), counter.wraps) == (pytest.approx(2.5), pytest.approx(10.0))
+
+    def call() -> None:
+        (package / "energy_uj").write_text("500000\n")
+
+    assert joules(counter, call, 1e-4)["joules"] == pytest.approx(8.0)
+    assert rapl(tmp_path / "nothing") is None
+    (package / "energy_uj").unlink()
+    assert rapl(tmp_path) is None
+
+
+def test_hwmon_takes_the_socket_and_perf_needs_its_files(tmp_path: Path) -> None:
+    chip = tmp_path / "hwmon0"
+    chip.mkdir()
+    (chip / "name").write_text("amd_energy\n")
+    for k, value in ((1, 1_000_000), (2, 7_000_000)):
+        (chip / f"energy{k}_input").write_text(f"{value}\n")
+    counter = hwmon(tmp_path)
+    assert counter is not None
+    assert counter.read() == pytest.approx(7.0)
+    assert "amd_energy" in counter.name
+    assert hwmon(chip) is None
+    assert perf(tmp_path) is None
+
+
+def test_energy_coefficients_are_found_again() -> None:
+    shapes = ((1, 1024, 1024), (64, 256, 256), (256, 1024, 1024), (4, 64, 64), (1, 64, 4096))
+    tables = {f"n{i}": products(s) for i, s in enumerate(shapes)}
+    seconds = dict(zip(tables, (1.0, 1.1, 0.9, 1.0, 1.2), strict=True))
+    readings = {
+        n: {"seconds": seconds[n], "calls": 1e4,
+            "joules": 12.0 * seconds[n] + 1e4 * (2e-11 * t.flops.sum() + 9e-11 * t.nbytes.sum())}
+        for n, t in tables.items()
+    }  # fmt: skip
+    found = run_module._energy(readings, tables)
+    assert found == pytest.approx({"power_const": 12.0, "energy_per_flop": 2e-11, "energy_per_byte": 9e-11}, rel=1e-6)
+    assert run_module._energy({}, tables) == {}
+
+
+# Measuring
+
+
+def test_every_network_is_a_valid_model_of_another_name() -> None:
+    names = set()
+    for build in suite():
+        network = build()
+        names.add(network.name)
+        if network.model.ByteSize() < 2e6 and "4-bit" not in network.name:
+            onnx.checker.check_model(network.model)
+    assert len(names) == len(suite()) > 150
+
+
+def small_suite() -> list[object]:
+    return [
+        lambda: gemm(4, 32, 64, 2),
+        lambda: gemm(64, 64, 64, 2),
+        lambda: rowwise("Softmax", 1, 8, 1),
+        lambda: rowwise("Softmax", 1, 8, 8),
+        lambda: elementwise("Add", 4096, 4),
+        lambda: convolutions("3x3", (8, 16, 16), [Layer(8, (3, 3))], 2),
+        lambda: elementwise("NoSuchOperator", 16, 1),
+    ]
+
+
+def test_measure_fit_store_and_price_on_a_real_engine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker, "suite", small_suite)
+    monkeypatch.setattr(run_module, "suite", lambda: small_suite()[:-1])
+
+    def measure(engine: str, device: str, threads: int, seconds: float, progress: object) -> object:
+        worker.main([engine, device, str(threads), "0.5"])
+        lines = [json.loads(x) for x in capsys.readouterr().out.splitlines() if x.startswith("{")]
+        shares = [x["done"] for x in lines if "done" in x]
+        assert shares == sorted(shares)
+        assert shares[-1] <= 1.0
+        return lines[-1]
+
+    monkeypatch.setattr(run_module, "_measure", measure)
+    (outcome,) = api.calibrate(["onnxruntime:CPU"], [1], 1.0)
+    found = outcome.calibration
+    assert found is not None
+    assert "NoSuchOperator 16 x1" in found.missing
+    assert "energy" in found.missing or found.energy
+    assert found.boundary is not None
+    assert 0 <= found.boundary < 1e-2
+    assert 0 < found.entry < 1e-3
+    stored = run_module.stored(["onnxruntime:CPU", "openvino:CPU"], 1)
+    assert set(stored.found) == {"onnxruntime:CPU"}
+    table = products((16, 64, 64))
+    assert 0 < float(found.seconds(table)[0]) < 1e-2
+
+
+def test_a_worker_that_fails_is_a_reason_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: object) -> object:
+        raise BackendError("onnxruntime:CPU: the measuring process failed (killed)")
+
+    monkeypatch.setattr(run_module, "_measure", failing)
+    (outcome,) = api.calibrate(["onnxruntime:CPU"], [1], 1.0)
+    assert outcome.calibration is None
+    assert "killed" in outcome.reason
+    with pytest.raises(TargetError, match="onnxruntime:CUDA"):
+        api.calibrate(["onnxruntime:CUDA"], [1], 1.0)
+
+
+def test_prices_of_this_host_come_from_its_calibration() -> None:
+    import torch
+
+    traced = api.trace(torch.nn.Linear(16, 4).eval(), (torch.randn(2, 16),))
+    before = api.price(traced, "torch:cpu")
+    assert set(before.labels) == {"modelled"}
+    version = run_module.backend("torch").version()
+    facts = run_module.cpu_facts()
+    energy = {"power_const": 7.0, "energy_per_flop": 1e-11, "energy_per_byte": 5e-11}
+    calibrations.save(a_calibration(version=version, threads=facts.cores, energy=energy))
+    after = api.price(traced, "torch:cpu")
+    assert set(after.labels) == {"calibrated"}
+    assert after.entry(0) == pytest.approx(1e-5)
+    assert after.boundary(0, 0) == pytest.approx(3e-5)
+    assert after.seconds.sum() != pytest.approx(before.seconds.sum())
+    device = after.target.devices[0]
+    assert device.power_const.value == 7.0
+    assert device.memory_bandwidth.value == pytest.approx(MEMORY.memory)
+    assert "qeil calibrate" in device.memory_bandwidth.source
+
+
+def test_a_counter_that_never_wraps_counts_up() -> None:
+    ticks = iter([1.0, 4.0])
+    spent = joules(Counter("test", lambda: next(ticks)), lambda: None, 1e-4)
+    assert spent["joules"] == pytest.approx(3.0)
+    assert spent["calls"] >= 1
