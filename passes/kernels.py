@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qeil_compile.devices.work import KernelTable, OperatorKind
-from qeil_compile.ir import GroupGraph
-from qeil_compile.passes.count import OpCount
+from qeil_compile.ir import GroupGraph, Op
+from qeil_compile.passes.count import OpCount, count
+from qeil_compile.passes.count.control import BRANCHES, branches, chosen, control_name, nested
 from qeil_compile.passes.count.traffic import is_weight, reads, sources
 from qeil_compile.passes.facts import Facts
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules
@@ -23,7 +24,8 @@ def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> 
 
     FLOPs are summed; bytes are those that cross the kernel's border, weights once. What costs the engine nothing has
     no row. A view that an engine runs as a kernel of its own has a row without bytes, and so have the copies
-    that it adds (reorders between layouts) with theirs. Rows are ordered by group.
+    that it adds (reorders between layouts) with theirs. A branch is a launch and the kernels of the graph inside that
+    counts. Rows are ordered by group.
     """
     return kernel_tables(groups, counts, (engine,))[engine]
 
@@ -37,19 +39,40 @@ def kernel_tables(
 
 
 def _kernel_table(groups: GroupGraph, facts: Facts, rules: FusionRules) -> KernelTable:
+    rows = _rows(facts, rules, groups.group_of)
+    rows.sort(key=lambda row: row[-1])
+    return _table(rows)
+
+
+def _rows(facts: Facts, rules: FusionRules, owner: Sequence[int]) -> list[Row]:
     match = Match(facts, rules)
     match.run()
-    border, counts, owner = _Border(match), facts.counts, groups.group_of
+    border, counts = _Border(match), facts.counts
     rows: list[Row] = []
     for kernel in match.kernels():
         if kernel.free:
             continue
         for part in _parts(kernel.ops, owner):
-            rows.append(border.row(part, owner[part[0]]))
+            branch = next((i for i in part if _is_branch(facts.graph.ops[i])), None)
+            if branch is None:
+                rows.append(border.row(part, owner[part[0]]))
+            else:
+                rows += _inside(facts, rules, branch, owner[branch])
         group = owner[kernel.anchor]
         rows += [_added(name, size, counts[kernel.anchor].dtype, group) for name, size in kernel.extra]
-    rows.sort(key=lambda row: row[-1])
-    return _table(rows)
+    return rows
+
+
+def _is_branch(op: Op) -> bool:
+    return bool(op.body) and control_name(op) in BRANCHES
+
+
+def _inside(facts: Facts, rules: FusionRules, i: int, group: int) -> list[Row]:
+    """A branch is a launch, and the kernels of the graph that counts; loops stay one row."""
+    op, graph = facts.graph.ops[i], facts.graph
+    body = nested(op, graph)[chosen(op, graph, branches(op, graph, count))]
+    launch: Row = ("control", (), facts.counts[i].dtype, op.short_type, 0.0, 0.0, 0.0, 0.0, group)
+    return [launch, *_rows(Facts(body, count(body)), rules, [group] * len(body.ops))]
 
 
 def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:

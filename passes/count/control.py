@@ -14,7 +14,7 @@ inner operators move; what crosses the outer boundary is among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from qeil_compile.ir import Op, OpGraph
@@ -62,14 +62,10 @@ def declared(op: Op, graph: OpGraph) -> int | None:
 def count_body(op: Op, graph: OpGraph, counter: Counter) -> OpCount:
     """Count of an operator with nested graphs: kind "control", dtype of its dearest operator."""
     totals = branches(op, graph, counter)
-    # An FX type may carry an overload or name space around the name.
-    name = next((p for p in op.type.split(".") if p in BRANCHES or p in LOOPS), "")
+    name = control_name(op)
     if name in BRANCHES:
-        taken = declared(op, graph)
-        if taken is not None:
-            total = totals[taken]
-        else:
-            total = max(totals, key=lambda c: (c.flops, c.nbytes))
+        total = totals[chosen(op, graph, totals)]
+        if declared(op, graph) is None:
             total = replace(total, known=all(c.known for c in totals))
     else:
         total = sum(totals, ZERO)
@@ -77,6 +73,17 @@ def count_body(op: Op, graph: OpGraph, counter: Counter) -> OpCount:
         trips = trip_count(op, graph, name)
         total = total.times(trips) if trips is not None else replace(total, known=False)
     return replace(total, kind="control")
+
+
+def control_name(op: Op) -> str:
+    """Which of `BRANCHES` or `LOOPS` the operator is, or ""; an FX type may carry name spaces around the name."""
+    return next((p for p in op.type.split(".") if p in BRANCHES or p in LOOPS), "")
+
+
+def chosen(op: Op, graph: OpGraph, totals: Sequence[OpCount]) -> int:
+    """Index of the branch that counts: the declared one, else the dearest."""
+    taken = declared(op, graph)
+    return max(range(len(totals)), key=lambda k: (totals[k].flops, totals[k].nbytes)) if taken is None else taken
 
 
 def trip_count(op: Op, graph: OpGraph, name: str) -> int | None:
