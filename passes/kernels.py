@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qeil_compile.devices.work import KernelTable, OperatorKind
-from qeil_compile.ir import GroupGraph, Op, OpGraph
+from qeil_compile.ir import GroupGraph, Op
 from qeil_compile.passes.count import OpCount, count
-from qeil_compile.passes.count.base import ZERO
-from qeil_compile.passes.count.control import counted, is_branch, nested
+from qeil_compile.passes.count.control import BRANCHES, branches, chosen, control_name, nested
 from qeil_compile.passes.count.traffic import is_weight, reads, sources
 from qeil_compile.passes.facts import Facts
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules
@@ -24,9 +23,9 @@ def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> 
     """The kernels that `engine` runs for the whole graph, each within one group (a border cuts what it crosses).
 
     FLOPs are summed; bytes are those that cross the kernel's border, weights once. What costs the engine nothing has
-    no row. Of an operator with branches the kernels of the one that counts are listed. A view that an engine runs as
-    a kernel of its own has a row without bytes, and so have the copies that it adds (reorders between layouts) with
-    theirs. Rows are ordered by group.
+    no row. A view that an engine runs as a kernel of its own has a row without bytes, and so have the copies
+    that it adds (reorders between layouts) with theirs. A branch is a launch and the kernels of the graph inside that
+    counts. Rows are ordered by group.
     """
     return kernel_tables(groups, counts, (engine,))[engine]
 
@@ -48,28 +47,32 @@ def _kernel_table(groups: GroupGraph, facts: Facts, rules: FusionRules) -> Kerne
 def _rows(facts: Facts, rules: FusionRules, owner: Sequence[int]) -> list[Row]:
     match = Match(facts, rules)
     match.run()
-    border, counts, ops = _Border(match), facts.counts, facts.graph.ops
+    border, counts = _Border(match), facts.counts
     rows: list[Row] = []
     for kernel in match.kernels():
         if kernel.free:
             continue
         for part in _parts(kernel.ops, owner):
-            if len(part) == 1 and is_branch(ops[part[0]]):
-                rows += _branch(ops[part[0]], facts.graph, rules, owner[part[0]])
-            else:
+            branch = next((i for i in part if _is_branch(facts.graph.ops[i])), None)
+            if branch is None:
                 rows.append(border.row(part, owner[part[0]]))
+            else:
+                rows += _inside(facts, rules, branch, owner[branch])
         group = owner[kernel.anchor]
         rows += [_added(name, size, counts[kernel.anchor].dtype, group) for name, size in kernel.extra]
     return rows
 
 
-def _branch(op: Op, graph: OpGraph, rules: FusionRules, group: int) -> list[Row]:
-    """The operator itself, without work, and the kernels of the branch that counts."""
-    bodies = nested(op, graph)
-    counts = [count(b) for b in bodies]
-    k = counted(op, graph, [sum(c, ZERO) for c in counts])
-    inner = _rows(Facts(bodies[k], counts[k]), rules, [group] * len(bodies[k].ops))
-    return [("control", (), "float32", op.short_type, 0.0, 0.0, 0.0, 0.0, group), *inner]
+def _is_branch(op: Op) -> bool:
+    return bool(op.body) and control_name(op) in BRANCHES
+
+
+def _inside(facts: Facts, rules: FusionRules, i: int, group: int) -> list[Row]:
+    """A branch is a launch, and the kernels of the graph that counts; loops stay one row."""
+    op, graph = facts.graph.ops[i], facts.graph
+    body = nested(op, graph)[chosen(op, graph, branches(op, graph, count))]
+    launch: Row = ("control", (), facts.counts[i].dtype, op.short_type, 0.0, 0.0, 0.0, 0.0, group)
+    return [launch, *_rows(Facts(body, count(body)), rules, [group] * len(body.ops))]
 
 
 def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:

@@ -333,7 +333,7 @@ class Match(Groups):
 
     def _is_free(self, i: int) -> bool:
         facts, rules = self.facts, self.rules
-        if self.folded(i) or facts.families[i] in rules.removed:
+        if self.folded(i) or facts.families[i] in rules.removed or facts.families[i] == "constant":
             return True
         if self.is_view(i):
             return not rules.views_run

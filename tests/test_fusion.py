@@ -204,6 +204,17 @@ def test_views_cost_a_launch_where_the_engine_runs_them() -> None:
     assert tables["openvino"].nbytes[0] == 2 * 16 * 64 * 4
 
 
+def test_a_branch_is_a_launch_and_the_kernels_inside() -> None:
+    graph = SEEN["silero_vad"]().graph.priced()
+    counts = count(graph)
+    table = kernel_table(fuse(graph, counts), counts, "onnxruntime")
+    # The profile of ONNX Runtime 1.32 lists 57 nodes, those inside the branch among them.
+    assert 46 <= len(table) <= 68
+    assert {"If", "LSTM"} < set(table.types) and table.kinds.count("conv") == 6
+    branch = next(c for op, c in zip(graph.ops, counts, strict=True) if op.body)
+    assert table.flops.sum() == pytest.approx(branch.flops, rel=1e-3)
+
+
 @st.composite
 def random_graphs(draw: st.DrawFn) -> OpGraph:
     kinds = ["Relu", "Add", "Mul", "Sigmoid", "MatMul", "Softmax", "Reshape", "Transpose", "Conv", "Slice", "Concat"]

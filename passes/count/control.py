@@ -59,23 +59,12 @@ def declared(op: Op, graph: OpGraph) -> int | None:
     return next((k for k, b in enumerate(op.body) if b.name.endswith(wanted)), None)
 
 
-def is_branch(op: Op) -> bool:
-    """True for an If or `cond`, whatever overload or name space an FX type carries around the name."""
-    return bool(op.body) and any(p in BRANCHES for p in op.type.split("."))
-
-
-def counted(op: Op, graph: OpGraph, totals: Sequence[OpCount]) -> int:
-    """Index of the branch that counts: the declared one, or else the dearest."""
-    taken = declared(op, graph)
-    return max(range(len(totals)), key=lambda k: (totals[k].flops, totals[k].nbytes)) if taken is None else taken
-
-
 def count_body(op: Op, graph: OpGraph, counter: Counter) -> OpCount:
     """Count of an operator with nested graphs: kind "control", dtype of its dearest operator."""
     totals = branches(op, graph, counter)
-    name = next((p for p in op.type.split(".") if p in LOOPS), "")
-    if is_branch(op):
-        total = totals[counted(op, graph, totals)]
+    name = control_name(op)
+    if name in BRANCHES:
+        total = totals[chosen(op, graph, totals)]
         if declared(op, graph) is None:
             total = replace(total, known=all(c.known for c in totals))
     else:
@@ -84,6 +73,17 @@ def count_body(op: Op, graph: OpGraph, counter: Counter) -> OpCount:
         trips = trip_count(op, graph, name)
         total = total.times(trips) if trips is not None else replace(total, known=False)
     return replace(total, kind="control")
+
+
+def control_name(op: Op) -> str:
+    """Which of `BRANCHES` or `LOOPS` the operator is, or ""; an FX type may carry name spaces around the name."""
+    return next((p for p in op.type.split(".") if p in BRANCHES or p in LOOPS), "")
+
+
+def chosen(op: Op, graph: OpGraph, totals: Sequence[OpCount]) -> int:
+    """Index of the branch that counts: the declared one, else the dearest."""
+    taken = declared(op, graph)
+    return max(range(len(totals)), key=lambda k: (totals[k].flops, totals[k].nbytes)) if taken is None else taken
 
 
 def trip_count(op: Op, graph: OpGraph, name: str) -> int | None:
