@@ -61,7 +61,8 @@ class Chain:
         graph = helper.make_graph(self.nodes, name.replace(" ", "_"), self.inputs, results, self.weights)
         domains = dict.fromkeys(n.domain for n in self.nodes)
         opsets = [helper.make_opsetid(d, 1 if d else _OPSET) for d in dict.fromkeys(["", *domains])]
-        return Network(name, kind, helper.make_model(graph, opset_imports=opsets, ir_version=11))
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+        return Network(name, kind, onnx.shape_inference.infer_shapes(model))
 
 
 def gemm(rows: int, inner: int, cols: int, repeats: int, dtype: type = np.float32) -> Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -102,7 +103,8 @@ def save(calibration: Calibration) -> Path:
         temporary.write_text(json.dumps(calibration.to_json(), indent=1), "utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise QeilError(
             f"calibration {path}: cannot be written ({error}); set QEIL_CALIBRATIONS to a folder that can"
         ) from error
