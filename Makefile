@@ -28,7 +28,7 @@ lint: venv
 	$(BIN)/lint-imports
 
 bench: venv
-	for b in equivalence overhead boundary onnx_coverage compile_time; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	for b in equivalence overhead boundary onnx_coverage compile_time fusion annotate validate; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

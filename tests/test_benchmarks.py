@@ -18,6 +18,7 @@ SMALL = {
     "compile_time": [],
     "fusion": ["--engines", "openvino"],
     "annotate": [],
+    "validate": [],
 }
 
 
