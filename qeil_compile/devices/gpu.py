@@ -1,0 +1,134 @@
+"""How long a GPU takes for each kernel, from its shape and the device's data sheet.
+
+The outer form is `t = launch + max(W / (n_c P), Q / (n_m B))`; what this package models are the two shares, per
+kind of operator and shape: tiles and waves for products (`gpu_gemm`), Winograd's and implicit products for
+convolutions (`gpu_conv`), rows for norms and softmax, and for fused attention blocks of queries. The coefficients are dimensionless
+wherever that is possible, so that they hold for a device that nobody measured; `validation.gpu_fit` fits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .gpu_conv import conv_seconds
+from .gpu_gemm import gemm_seconds, power_share
+from .gpu_spec import GpuSpec, coefficients
+from .profile import FALLBACK, OTHER_DTYPES, SHORT_DTYPE, DeviceProfile
+from .work import KernelTable
+
+#: Bytes of one element, by short dtype name.
+_ITEM = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5, "int8": 1.0, "int4": 0.5}
+#: Rows of scores that one block of a fused attention kernel works on.
+_QUERY_TILE = 128
+#: A row of a softmax no wider than this stays in registers; a wider one is read three times.
+_ROW_IN_REGISTERS = 1024
+
+
+def gpu_seconds(
+    device: DeviceProfile | GpuSpec, kernels: KernelTable, fitted: Mapping[str, float] | None = None
+) -> np.ndarray:
+    """Seconds of every kernel, float64[kernels], each run alone after the last one; `fitted` replaces the shipped
+    coefficients.
+    """
+    spec = device if isinstance(device, GpuSpec) else GpuSpec.of(device)
+    c = coefficients() if fitted is None else fitted
+    shorts = [SHORT_DTYPE.get(d, d) for d in kernels.dtypes]
+    runs = {s: _runs_as(spec, s) for s in set(shorts)}
+    peak = np.array([spec.peak[runs[s]] for s in shorts], dtype=float)
+    item = np.array([_ITEM.get(s, 4.0) for s in shorts], dtype=float)
+    matrix = np.array([runs[s] in spec.matrix for s in shorts], dtype=bool)
+    classes: dict[tuple[str, int, bool], list[int]] = {}
+    for i, (kind, extent) in enumerate(zip(kernels.kinds, kernels.dims, strict=True)):
+        classes.setdefault((kind, len(extent), bool(matrix[i])), []).append(i)
+    seconds = np.empty(len(kernels))
+    for (kind, size, on_matrix), rows in classes.items():
+        at = np.array(rows)
+        dims = np.array([kernels.dims[i] for i in rows], dtype=float).reshape(len(rows), size)
+        work = _Rows(spec, c, dims, item[at], peak[at], on_matrix, kernels.flops[at], kernels.nbytes[at])
+        seconds[at] = _SECONDS.get((kind, size), _stream(kind))(work)
+    return spec.launch + seconds
+
+
+class _Rows:
+    """Kernels of one kind, extent and unit: columns float64[n], `dims` float64[n, extents]."""
+
+    def __init__(
+        self,
+        spec: GpuSpec,
+        c: Mapping[str, float],
+        dims: np.ndarray,
+        item: np.ndarray,
+        peak: np.ndarray,
+        matrix: bool,
+        flops: np.ndarray,
+        nbytes: np.ndarray,
+    ) -> None:
+        self.spec, self.c, self.dims, self.item, self.peak = spec, c, np.maximum(dims, 1.0), item, peak
+        self.matrix, self.flops, self.nbytes = matrix, flops, nbytes
+
+    def memory(self, share: float, nbytes: np.ndarray | None = None) -> np.ndarray:
+        """Seconds at a share of the memory roof."""
+        moved = self.nbytes if nbytes is None else nbytes
+        return np.asarray(moved / (share * self.spec.bandwidth))
+
+
+def _gemm(k: _Rows) -> np.ndarray:
+    return gemm_seconds(k.spec, k.c, k.dims, k.item, k.peak, k.matrix, k.nbytes)
+
+
+def _conv(k: _Rows) -> np.ndarray:
+    return conv_seconds(k.spec, k.c, k.dims, k.item, k.peak, k.matrix, k.nbytes)
+
+
+def _attention(k: _Rows) -> np.ndarray:
+    """Fused attention: blocks of queries fill the units in waves; few of them share the keys among blocks instead."""
+    heads, queries = k.dims[:, 0], k.dims[:, 1]
+    blocks = heads * np.ceil(queries / _QUERY_TILE)
+    waves = np.ceil(blocks / k.spec.units) * k.spec.units / blocks
+    waves = np.where(queries >= _QUERY_TILE, waves, 1.0)
+    padded = np.maximum(1.0, np.minimum(16.0, _QUERY_TILE) / queries) if k.matrix else 1.0
+    unit = "matrix" if k.matrix else "lane"
+    share = k.c[f"{unit}_attention"]
+    compute = k.flops * padded / (share * k.peak) * np.maximum(waves, power_share(k.spec, k.c, unit, k.peak))
+    return np.asarray(np.maximum(compute, k.memory(k.c["attention_memory"])))
+
+
+def _norm(k: _Rows) -> np.ndarray:
+    rows, width = k.dims[:, 0], k.dims[:, 1]
+    instructions = rows * (k.c["norm_row"] + k.c["norm_element"] * width) / k.spec.lanes
+    return np.asarray(instructions + k.memory(k.c["norm_memory"]))
+
+
+def _softmax(k: _Rows) -> np.ndarray:
+    rows, width = k.dims[:, 0], k.dims[:, 1]
+    instructions = rows * (k.c["softmax_row"] + k.c["softmax_element"] * width) / k.spec.lanes
+    again = np.where(width > _ROW_IN_REGISTERS, k.c["softmax_again"] * k.nbytes, 0.0)
+    return np.asarray(instructions + k.memory(k.c["softmax_memory"], k.nbytes + again))
+
+
+def _stream(kind: str) -> Callable[[_Rows], np.ndarray]:
+    """Everything that only streams: limited by memory, seldom by arithmetic on the lanes."""
+
+    def seconds(k: _Rows) -> np.ndarray:
+        share = k.c.get(f"{kind}_memory", k.c["elementwise_memory"])
+        return np.asarray(np.maximum(k.memory(share), k.flops / (k.c["stream_compute"] * k.peak)))
+
+    return seconds
+
+
+_SECONDS: Mapping[tuple[str, int], Callable[[_Rows], np.ndarray]] = {
+    ("gemm", 4): _gemm,
+    ("gemv", 4): _gemm,
+    ("conv", 7): _conv,
+    ("attention", 5): _attention,
+    ("norm", 2): _norm,
+    ("softmax", 2): _softmax,
+}
+
+
+def _runs_as(spec: GpuSpec, short: str) -> str:
+    """As `DeviceProfile.runs_as`."""
+    names = (short, *FALLBACK.get(short, OTHER_DTYPES))
+    return next((n for n in names if n in spec.peak), next(iter(spec.peak)))
