@@ -33,8 +33,12 @@ MATRIX_TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 6
 SPLITS = (1, 2, 3, 4, 6, 8, 16, 32)
 #: Rows of operands are read as vectors of 16 bytes where their length allows it.
 _VECTOR = 16
+#: Matrix units that take fp32 operands (4 bytes) attain less: twice the operand bytes for the same product.
+_WIDE = 4
 #: Compute and memory overlap imperfectly near the ridge: t^p = t_c^p + t_m^p.
 _OVERLAP = 4
+#: Rows longer than this [byte] start to cost address translations: each row of a tile lies in a page of its own.
+_PAGE_SHARE = 2.0**16
 #: Blocks of one wave drift apart by up to this many steps of the inner extent, which the cache has to hold.
 _DRIFT = 1024
 
@@ -69,17 +73,20 @@ def gemm_seconds(
     aligned = ((inner * item) % _VECTOR == 0) & ((cols * item) % _VECTOR == 0)
     e = c[f"{unit}_share"] / (1 + c[f"{unit}_edge"] * (1 / tm + 1 / tn))
     e = e * np.where(aligned, 1.0, c[f"{unit}_unaligned"])
+    if matrix:
+        e = e * np.where(item == _WIDE, c["matrix_wide"], 1.0)
     u = q * area / (q * area + c[f"{unit}_results"])
-    busy = q * 2 * area * (steps + c[f"{unit}_prologue"]) / (e * peak / spec.units)
+    walks = 1 + c["page_walk"] * np.log2(1 + inner * item / _PAGE_SHARE)
+    busy = walks * q * 2 * area * (steps + c[f"{unit}_prologue"]) / (e * peak / spec.units)
 
     reread = batch * item * (rows * inner * (across - 1) + cols * inner * (down - 1))
     # Blocks that run together share operands through the cache; what their wave spans beyond it comes from memory.
     held = spec.cache_bytes / (spec.cache_bytes + item * np.minimum(inner, _DRIFT) * np.sqrt(area * np.minimum(q, 4) * spec.units))
     partial = np.where(split > 1, 2 * 4 * split * batch * rows * cols, 0.0)
     l2 = (reread + nbytes) / (c["cache_bytes_per_flop"] * spec.lanes)
-    memory = np.maximum((nbytes + (1 - held) * c[f"{unit}_lost"] * reread + partial) / (c["gemm_memory"] * spec.bandwidth), l2)
+    memory = np.maximum((nbytes + (1 - held) * c[f"{unit}_lost"] * reread + partial) / (c[f"{unit}_memory"] * spec.bandwidth), l2)
     panel = blocks / spec.units * (tm + tn)
-    memory = memory * (1 + c["gemm_flight"] / panel)
+    memory = memory * (1 + c[f"{unit}_flight"] / panel)
     compute = busy / u
     t = (compute**_OVERLAP + memory**_OVERLAP) ** (1 / _OVERLAP)
     hungry = busy * power_share(spec, c, unit, peak)

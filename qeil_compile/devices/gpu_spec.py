@@ -24,8 +24,10 @@ class GpuSpec:
     """Data-sheet facts of one GPU: `peak` [FLOP/s] by short dtype name, `bandwidth` [B/s], `units` (multiprocessors
     or compute units), `cache_bytes` (last level) [B], `launch` [s] per kernel.
 
+    `lane_flops` [FLOP/s] is the fp32 rate of the plain lanes where `peak` gives that of matrix units.
     `tdp` [W] and `node` [nm] bound what it sustains (None: no bound). `matrix` names the dtypes that run on
-    matrix units (tensor cores), which need larger tiles than plain lanes do.
+    matrix units (tensor cores), which need larger tiles than plain lanes do. `sustained` is False where each kernel
+    was timed in a run so short that the power limit hardly acted (micro-benchmarks).
     """
 
     name: str
@@ -37,6 +39,7 @@ class GpuSpec:
     tdp: float | None = None
     node: float | None = None
     sustained: bool = True
+    lane_flops: float | None = None
     matrix: frozenset[str] = field(default=frozenset({"fp16", "bf16", "fp8", "fp4", "int8", "int4"}))
 
     @classmethod
@@ -60,7 +63,7 @@ class GpuSpec:
     @property
     def lanes(self) -> float:
         """Rate [FLOP/s] of the plain fp32 lanes: it stands for units x clock, which no profile lists."""
-        return self.peak.get("fp32", max(self.peak.values()) / 8)
+        return self.lane_flops or self.peak.get("fp32", max(self.peak.values()) / 8)
 
 
 @cache
