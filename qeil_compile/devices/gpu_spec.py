@@ -11,7 +11,8 @@ from importlib.resources import files
 
 from .profile import DeviceProfile
 
-_COEFFICIENTS = "gpu_kernels.toml"
+#: The file beside this module that holds them.
+COEFFICIENTS = "gpu_kernels.toml"
 #: fp32 FLOP per cycle and multiprocessor: 64 lanes up to GA100, 128 in consumer and later parts; the middle serves
 #: where a profile does not count its multiprocessors. 1.5 GHz stands for the clock.
 _FLOPS_PER_UNIT = 192 * 1.5e9
@@ -69,5 +70,5 @@ class GpuSpec:
 @cache
 def coefficients() -> Mapping[str, float]:
     """The shipped coefficients by name; meaning, unit, spread and source stand beside them in the file."""
-    data = tomllib.loads(files(__package__).joinpath(_COEFFICIENTS).read_text("utf-8"))
+    data = tomllib.loads(files(__package__).joinpath(COEFFICIENTS).read_text("utf-8"))
     return {name: float(entry["value"]) for name, entry in data["coefficients"].items()}
