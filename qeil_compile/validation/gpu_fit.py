@@ -29,11 +29,14 @@ _LAUNCH = {
     "launch_linear": 5e-5, "launch_bmm": 3e-5, "launch_conv": 5e-5, "launch_norm": 2.5e-5,
     "launch_softmax": 1.5e-5, "launch_elementwise": 1e-5, "launch_traced": 2e-6,
 }  # fmt: skip
+#: Operator of the samples of products that run in fp32 on matrix units.
+WIDE = "wide"
 #: Order of fitting, and the operators whose samples each group of coefficients is fitted to.
 _GROUPS: Mapping[str, frozenset[str]] = {
     "lane": frozenset({"linear", "bmm"}),
     "matrix": frozenset("attn_pre_proj attn_post_proj mlp_up_proj mlp_down_proj qkv_proj o_proj gate_up_proj "
                         "down_proj lm_head".split()),
+    "wide": frozenset({WIDE}),
     "conv": frozenset({"conv"}),
     "stream": frozenset("add mul div pow addu mulu divu powu relu tanh gelu attn_rope mlp_act rotary_emb act_fn".split()),
     "norm": frozenset({"ln", "input_layernorm", "post_attention_layernorm", "layernorm", "final_layernorm"}),
