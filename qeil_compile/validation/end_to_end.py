@@ -61,7 +61,10 @@ def read_labels(folder: Path) -> dict[tuple[str, str], dict[str, float]]:
         try:
             device, model, text = line.strip().split(",", 2)
             label = json.loads(text.replace(";", ","))
-            found[device, model] = {k: float(label[k]) for k in ("num_layer", "fw_latency")}
+            needed = {k: label[k] for k in ("num_layer", "fw_latency")}
+            # Some models have no one kind of layer: nothing can be said of them.
+            if None not in needed.values():
+                found[device, model] = {k: float(v) for k, v in needed.items()}
         except (KeyError, TypeError, ValueError) as exc:
             raise InputError(
                 f"{path}: line {number + 1}: found {exc!r}, expected device,model,{{label with num_layer, fw_latency}}"
