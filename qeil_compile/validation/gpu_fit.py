@@ -24,6 +24,13 @@ from .gpu_data import Samples, read_samples, spec_of
 
 #: Rows per board and operator that enter a fit, spread evenly; and the error that counts as an outlier.
 _ROWS, _SCALE = 150, 0.1
+#: A row of a thinned sample stands for its neighbours, up to so many of them.
+_STANDS_FOR = 4.0
+#: Weight of the priors: as much as nine rows at their spread, enough to hold what the rows do not tell.
+_PRIOR = 3.0
+#: Each board and operator has an offset of its own, so that one odd board bends no coefficient; this weight keeps
+#: offsets small, and predictions use none.
+_OWN = 100.0
 #: The harness's own time per kernel [s]: start; a factor of e^0.3 either way is nothing special.
 _LAUNCH = {
     "launch_linear": 5e-5, "launch_bmm": 3e-5, "launch_conv": 5e-5, "launch_norm": 2.5e-5,
@@ -75,42 +82,49 @@ def fit(samples: Iterable[Samples], folder: Path) -> Fitted:
     known = [(s, spec) for s in samples if (spec := spec_of(s.device, folder))]
     values, spread = priors(), {}
     for group, ops in _GROUPS.items():
-        chosen = [(_thin(s), spec) for s, spec in known if s.op in ops]
+        chosen = [(*_thin(s), spec) for s, spec in known if s.op in ops]
         if not chosen:
             continue
         names = [n for n, e in _file().items() if e["group"] == group]
-        names += sorted({s.launch for s, _ in chosen if s.launch in _LAUNCH and s.launch != "launch_traced"})
+        names += sorted({s.launch for s, _, _ in chosen if s.launch in _LAUNCH and s.launch != "launch_traced"})
         values, spread[group] = _fit_group(chosen, names, values)
     return Fitted(values, spread)
 
 
-def _thin(samples: Samples) -> Samples:
+def _thin(samples: Samples) -> tuple[Samples, float]:
+    """At most `_ROWS` rows, and the weight of each."""
     count = len(samples.seconds)
-    return samples.take(np.unique(np.linspace(0, count - 1, min(_ROWS, count)).astype(int)))
+    kept = samples.take(np.unique(np.linspace(0, count - 1, min(_ROWS, count)).astype(int)))
+    return kept, min(count / len(kept.seconds), _STANDS_FOR) ** 0.5
 
 
 def _fit_group(
-    chosen: Sequence[tuple[Samples, GpuSpec]], names: Sequence[str], values: Mapping[str, float]
+    chosen: Sequence[tuple[Samples, float, GpuSpec]], names: Sequence[str], values: Mapping[str, float]
 ) -> tuple[dict[str, float], float]:
     start = np.array([values[n] for n in names])
     entries = [_file().get(n, {"spread": 0.3, "low": 1e-7, "high": 1e-3}) for n in names]
     spread = np.array([e["spread"] for e in entries])
     low, high = (np.log(np.array([e[k] for e in entries]) / start) for k in ("low", "high"))
-    logs = [np.log(s.seconds) for s, _ in chosen]
+    logs = [np.log(s.seconds) for s, _, _ in chosen]
+    weights = np.concatenate([np.full(len(s.seconds), w) for s, w, _ in chosen])
+
+    count, rows = len(names), [len(y) for y in logs]
 
     def at(x: np.ndarray) -> dict[str, float]:
-        return dict(values) | dict(zip(names, (start * np.exp(x)).tolist(), strict=True))
+        return dict(values) | dict(zip(names, (start * np.exp(x[:count])).tolist(), strict=True))
 
     def errors(x: np.ndarray) -> np.ndarray:
         model = Fitted(at(x), {})
-        return np.concatenate([np.log(model.seconds(s, spec)) - y for (s, spec), y in zip(chosen, logs, strict=True)])
+        return np.concatenate([np.log(model.seconds(s, spec)) - y for (s, _, spec), y in zip(chosen, logs, strict=True)])
 
-    # A prior weighs as much as nine samples: enough to hold what the samples do not tell.
     def residuals(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([errors(x) / _SCALE, 3 * x / spread])
+        own = x[count:]
+        misfit = weights * (errors(x) + np.repeat(own, rows)) / _SCALE
+        return np.concatenate([misfit, _PRIOR * x[:count] / spread, _OWN * own])
 
-    x0 = np.clip(np.zeros(len(names)), low + 1e-3, high - 1e-3)
-    x = least_squares(residuals, x0, loss="soft_l1", bounds=(low, high), max_nfev=20, diff_step=1e-2).x
+    bounds = np.concatenate([low, np.full(len(rows), -1.0)]), np.concatenate([high, np.full(len(rows), 1.0)])
+    x0 = np.clip(np.zeros(count + len(rows)), bounds[0] + 1e-3, bounds[1] - 1e-3)
+    x = least_squares(residuals, x0, loss="soft_l1", bounds=bounds, max_nfev=20, diff_step=1e-2).x
     # 1.4826 x the median of the absolute deviation: the standard deviation, were the errors normal.
     return at(x), float(1.4826 * np.median(np.abs(errors(x))))
 
