@@ -2,8 +2,9 @@
 
 The outer form is `t = launch + max(W / (n_c P), Q / (n_m B))`; what this package models are the two shares, per
 kind of operator and shape: tiles and waves for products (`gpu_gemm`), Winograd's and implicit products for
-convolutions (`gpu_conv`), rows for norms and softmax, and for fused attention blocks of queries. The coefficients are dimensionless
-wherever that is possible, so that they hold for a device that nobody measured; `validation.gpu_fit` fits them.
+convolutions (`gpu_conv`), rows for norms and softmax, and for fused attention blocks of queries. The coefficients
+are dimensionless wherever that is possible, so that they hold for a device that nobody measured;
+`validation.gpu_fit` fits them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from .work import KernelTable
 #: Bytes of one element, by short dtype name.
 _ITEM = {"fp64": 8.0, "fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp4": 0.5, "int8": 1.0, "int4": 0.5}
 #: Rows of scores that one block of a fused attention kernel works on.
-_QUERY_TILE = 128
+_QUERY_TILE = 64
+#: Fewer queries than this per head are a decoding step.
+_FEW_QUERIES = 16
 #: A row of a softmax no wider than this stays in registers; a wider one is read three times.
 _ROW_IN_REGISTERS = 1024
 
@@ -85,16 +88,19 @@ def _conv(k: _Rows) -> np.ndarray:
 
 
 def _attention(k: _Rows) -> np.ndarray:
-    """Fused attention: blocks of queries fill the units in waves; few of them share the keys among blocks instead."""
+    """Fused attention: blocks of queries fill the units in waves, each walking over its keys.
+
+    With few queries (decoding) the keys are split over blocks instead, so that only memory counts.
+    """
     heads, queries = k.dims[:, 0], k.dims[:, 1]
-    blocks = heads * np.ceil(queries / _QUERY_TILE)
-    waves = np.ceil(blocks / k.spec.units) * k.spec.units / blocks
-    waves = np.where(queries >= _QUERY_TILE, waves, 1.0)
-    padded = np.maximum(1.0, np.minimum(16.0, _QUERY_TILE) / queries) if k.matrix else 1.0
+    tiles = np.ceil(queries / _QUERY_TILE)
+    blocks = heads * tiles
+    idle = np.ceil(blocks / k.spec.units) * k.spec.units / blocks * tiles * _QUERY_TILE / queries
     unit = "matrix" if k.matrix else "lane"
-    share = k.c[f"{unit}_attention"]
-    compute = k.flops * padded / (share * k.peak) * np.maximum(waves, power_share(k.spec, k.c, unit, k.peak))
-    return np.asarray(np.maximum(compute, k.memory(k.c["attention_memory"])))
+    work = k.flops / (k.c[f"{unit}_attention"] * k.peak)
+    walk = work * np.maximum(idle, power_share(k.spec, k.c, unit, k.peak))
+    compute = np.where(queries < _FEW_QUERIES, work, walk)
+    return np.asarray(k.c["attention_seconds"] + np.maximum(compute, k.memory(k.c["attention_memory"])))
 
 
 def _norm(k: _Rows) -> np.ndarray:

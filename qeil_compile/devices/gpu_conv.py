@@ -46,14 +46,26 @@ def _tiles(dims: np.ndarray, side: int) -> np.ndarray:
 
 
 def _fused(
-    spec: GpuSpec, c: Mapping[str, float], dims: np.ndarray, item: np.ndarray, peak: np.ndarray, matrix: bool, nbytes: np.ndarray
+    spec: GpuSpec,
+    c: Mapping[str, float],
+    dims: np.ndarray,
+    item: np.ndarray,
+    peak: np.ndarray,
+    matrix: bool,
+    nbytes: np.ndarray,
 ) -> np.ndarray:
     product = np.stack([np.ones(len(dims)), 4 * _tiles(dims, 2), dims[:, 2], 4 * dims[:, 3]], axis=1)
     return gemm_seconds(spec, c, product, item, peak * c["winograd_fused"], matrix, nbytes) + c["winograd_seconds"]
 
 
 def _three_passes(
-    spec: GpuSpec, c: Mapping[str, float], dims: np.ndarray, item: np.ndarray, peak: np.ndarray, matrix: bool, nbytes: np.ndarray
+    spec: GpuSpec,
+    c: Mapping[str, float],
+    dims: np.ndarray,
+    item: np.ndarray,
+    peak: np.ndarray,
+    matrix: bool,
+    nbytes: np.ndarray,
 ) -> np.ndarray:
     tiles, out, inner = _tiles(dims, 4), dims[:, 2], dims[:, 3]
     product = np.stack([np.full(len(dims), 36.0), tiles, out, inner], axis=1)

@@ -7,14 +7,16 @@ one thread block. A multiprocessor (unit) that holds q blocks of area A works at
 
 of what it attains with many, and that is the share
 
-    e = e_max / (1 + a (1/tile_rows + 1/tile_cols))   (operands come from shared memory once per tile)
+    e = e_max a / (1 + b (1/tile_rows + 1/tile_cols))   (operands pass shared memory once per tile; a: alignment)
 
 of its peak. The busiest unit has q = ceil(blocks / units), which quantises time in waves. So
 
-    t_c = q * 2 A (inner / split + k0) / (e u P / units)
-    t_m = bytes / (n_m B),        bytes: operands, results, tiles read again that the cache cannot hold, partial sums
-    t_p = t_c u s,  s = P e_node / power limit   (a board that cannot feed its peak lowers its clock; s <= 1: no bound)
-    t   = max(t_c, t_m, t_p)
+    t_c = w q 2 A (inner / split + k0) / (e u P / units)      w: address translation of long rows
+    t_m = max(bytes / (n_m B), tile operands / B_cache) (1 + f0 / f)
+          bytes: operands, results, tiles read again that the cache cannot hold, partial sums of a split
+          f: tile edges in flight per unit (too few cannot fill the memory's pipes)
+    t_p = t_c u P e_flop / (power limit - board)    (a board that cannot feed its peak lowers its clock)
+    t   = max((t_c^4 + t_m^4)^(1/4), t_p)
 
 and the library is taken to choose the tile and split with the smallest t.
 """
@@ -81,10 +83,12 @@ def gemm_seconds(
 
     reread = batch * item * (rows * inner * (across - 1) + cols * inner * (down - 1))
     # Blocks that run together share operands through the cache; what their wave spans beyond it comes from memory.
-    held = spec.cache_bytes / (spec.cache_bytes + item * np.minimum(inner, _DRIFT) * np.sqrt(area * np.minimum(q, 4) * spec.units))
+    span = np.sqrt(area * np.minimum(q, 4) * spec.units)
+    held = spec.cache_bytes / (spec.cache_bytes + item * np.minimum(inner, _DRIFT) * span)
     partial = np.where(split > 1, 2 * 4 * split * batch * rows * cols, 0.0)
     l2 = (reread + nbytes) / (c["cache_bytes_per_flop"] * spec.lanes)
-    memory = np.maximum((nbytes + (1 - held) * c[f"{unit}_lost"] * reread + partial) / (c[f"{unit}_memory"] * spec.bandwidth), l2)
+    moved = nbytes + (1 - held) * c[f"{unit}_lost"] * reread + partial
+    memory = np.maximum(moved / (c[f"{unit}_memory"] * spec.bandwidth), l2)
     panel = blocks / spec.units * (tm + tn)
     memory = memory * (1 + c[f"{unit}_flight"] / panel)
     compute = busy / u

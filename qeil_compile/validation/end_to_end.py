@@ -34,8 +34,7 @@ def evaluate(data: Path, splits: Mapping[str, Any], fit_data: Path) -> list[Clai
     """One claim over every (device, model) with a label and a trace; [] where there are none."""
     family = family_of(splits["gpu_latency"])
     labels, traces = read_labels(data), _traces(data)
-    latency = splits["gpu_latency"]
-    fitting = read_samples(fit_data, latency["fit"], latency.get("stride", {})) + trace_samples(fit_data)
+    fitting = all_samples(fit_data, splits["gpu_latency"])
     fits: dict[str, Fitted] = {}
     points, without = [], []
     for (device, model), label in sorted(labels.items()):
@@ -49,6 +48,11 @@ def evaluate(data: Path, splits: Mapping[str, Any], fit_data: Path) -> list[Clai
             fits[left_out] = held_out(fitting, family, left_out, fit_data)
         points.append(_point(spec, model, label, read_trace(path), fits[left_out], left_out))
     return [_claim(points, without)] if points else []
+
+
+def all_samples(folder: Path, latency: Mapping[str, Any]) -> list[Samples]:
+    """Everything that the kernel model is fitted on: the per-kernel sets and the products of `trace_samples`."""
+    return read_samples(folder, latency["fit"], latency.get("stride", {})) + trace_samples(folder)
 
 
 def read_labels(folder: Path) -> dict[tuple[str, str], dict[str, float]]:
@@ -83,7 +87,7 @@ def trace_samples(folder: Path) -> list[Samples]:
         if products:
             seconds = np.array([t.seconds for t in products])
             table = table_of([t.kernel for t in products])
-            found.append(Samples(f"neusight/label {model}", spec.name, WIDE, "launch_bmm", table, seconds))
+            found.append(Samples(f"neusight/label {model}", spec.name, WIDE, "launch_operator", table, seconds))
     return found
 
 

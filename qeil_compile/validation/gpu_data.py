@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from qeil_compile.devices.gpu_spec import GpuSpec
-from qeil_compile.devices.work import KernelTable, OperatorKind
+from qeil_compile.devices.work import KernelTable
 from qeil_compile.errors import InputError
 
 from .gpu_layers import LAYERS, Kernel, llama_layers, vidur_layers
@@ -50,8 +50,15 @@ class Samples:
         """The chosen rows."""
         t = self.table
         table = KernelTable(
-            *(tuple(column[i] for i in index) for column in (t.kinds, t.dims, t.dtypes, t.types)),
-            *(column[index] for column in (t.flops, t.bytes_in, t.bytes_weights, t.bytes_out, t.group)),
+            kinds=tuple(t.kinds[i] for i in index),
+            dims=tuple(t.dims[i] for i in index),
+            dtypes=tuple(t.dtypes[i] for i in index),
+            types=tuple(t.types[i] for i in index),
+            flops=t.flops[index],
+            bytes_in=t.bytes_in[index],
+            bytes_weights=t.bytes_weights[index],
+            bytes_out=t.bytes_out[index],
+            group=t.group[index],
         )
         return Samples(self.source, self.device, self.op, self.launch, table, self.seconds[index])
 
@@ -100,8 +107,10 @@ def rows_of(path: Path) -> Iterator[dict[str, str]]:
 def table_of(kernels: list[Kernel]) -> KernelTable:
     """Columns of kernels."""
     columns = list(zip(*kernels, strict=True))
-    numbers = [np.array(columns[i], dtype=float) for i in (4, 5, 6, 7)]
-    return KernelTable(columns[0], columns[1], columns[2], columns[3], *numbers, np.arange(len(kernels)))
+    flops, into, weights, out = (np.array(columns[i], dtype=float) for i in (4, 5, 6, 7))
+    return KernelTable(
+        columns[0], columns[1], columns[2], columns[3], flops, into, weights, out, np.arange(len(kernels))
+    )
 
 
 def read_samples(folder: Path, sources: list[str], stride: Mapping[str, int] | None = None) -> list[Samples]:
@@ -197,7 +206,7 @@ def _servingsim(path: Path, row: dict[str, str]) -> Iterator[Measured]:
         yield device, op, "launch_traced", kernel, float(row["time_us"]) * 1e-6
 
 
-def gemm_like(kind: OperatorKind) -> bool:
+def gemm_like(kind: str) -> bool:
     """Whether the kind is a matrix product."""
     return kind in ("gemm", "gemv")
 

@@ -20,7 +20,7 @@ from scipy.optimize import least_squares
 from qeil_compile.devices.gpu import gpu_seconds
 from qeil_compile.devices.gpu_spec import COEFFICIENTS, GpuSpec
 
-from .gpu_data import Samples, read_samples, spec_of
+from .gpu_data import Samples, spec_of
 
 #: Rows per board and operator that enter a fit, spread evenly; and the error that counts as an outlier.
 _ROWS, _SCALE = 150, 0.1
@@ -35,22 +35,28 @@ _OWN = 100.0
 _LAUNCH = {
     "launch_linear": 5e-5, "launch_bmm": 3e-5, "launch_conv": 5e-5, "launch_norm": 2.5e-5,
     "launch_softmax": 1.5e-5, "launch_elementwise": 1e-5, "launch_traced": 2e-6,
+    "launch_operator": 1e-5,
 }  # fmt: skip
 #: Operator of the samples of products that run in fp32 on matrix units.
 WIDE = "wide"
 #: Order of fitting, and the operators whose samples each group of coefficients is fitted to.
 _GROUPS: Mapping[str, frozenset[str]] = {
     "lane": frozenset({"linear", "bmm"}),
-    "matrix": frozenset("attn_pre_proj attn_post_proj mlp_up_proj mlp_down_proj qkv_proj o_proj gate_up_proj "
-                        "down_proj lm_head".split()),
+    "matrix": frozenset(
+        {"attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj"}
+        | {"qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"}
+    ),
     "wide": frozenset({WIDE}),
     "conv": frozenset({"conv"}),
-    "stream": frozenset("add mul div pow addu mulu divu powu relu tanh gelu attn_rope mlp_act rotary_emb act_fn".split()),
+    "stream": frozenset(
+        {"add", "mul", "div", "pow", "addu", "mulu", "divu", "powu", "relu", "tanh", "gelu"}
+        | {"attn_rope", "mlp_act", "rotary_emb", "act_fn"}
+    ),
     "norm": frozenset({"ln", "input_layernorm", "post_attention_layernorm", "layernorm", "final_layernorm"}),
     "softmax": frozenset({"softmax"}),
     "gather": frozenset({"emb", "embedding"}),
     "attention": frozenset({"prefill", "decode"}),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,8 @@ def _fit_group(
 
     def errors(x: np.ndarray) -> np.ndarray:
         model = Fitted(at(x), {})
-        return np.concatenate([np.log(model.seconds(s, spec)) - y for (s, _, spec), y in zip(chosen, logs, strict=True)])
+        pairs = zip(chosen, logs, strict=True)
+        return np.concatenate([np.log(model.seconds(s, spec)) - y for (s, _, spec), y in pairs])
 
     def residuals(x: np.ndarray) -> np.ndarray:
         own = x[count:]
@@ -129,9 +136,9 @@ def _fit_group(
     return at(x), float(1.4826 * np.median(np.abs(errors(x))))
 
 
-def write_coefficients(data: Path, sources: Sequence[str], path: Path) -> Fitted:
-    """Fits all samples in `data` and rewrites the shipped file at `path` with the values and their source."""
-    fitted = fit(read_samples(data, list(sources)), data)
+def write_coefficients(samples: Iterable[Samples], folder: Path, path: Path) -> Fitted:
+    """Fits all samples and rewrites the shipped file at `path` with the values, their source and their spread."""
+    fitted = fit(samples, folder)
     boards = "NeuSight, vidur and LLMServingSim kernel times"
     lines = [_HEAD]
     for name, entry in _file().items():

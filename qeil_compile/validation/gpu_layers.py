@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
 
 from qeil_compile.devices.work import OperatorKind
 
@@ -16,8 +15,9 @@ _DTYPE = {4: "float32", 2: "float16"}
 
 def gemm(batch: int, rows: int, cols: int, inner: int, item: int) -> Kernel:
     """batch x (rows x inner) (inner x cols); the right operand counts as weights."""
-    moved = (batch * item * n for n in (rows * inner, inner * cols, rows * cols))
-    return ("gemm", (batch, rows, cols, inner), _DTYPE[item], "matmul", 2.0 * batch * rows * cols * inner, *moved)
+    left, right, out = (float(batch * item * n) for n in (rows * inner, inner * cols, rows * cols))
+    flops = 2.0 * batch * rows * cols * inner
+    return "gemm", (batch, rows, cols, inner), _DTYPE[item], "matmul", flops, left, right, out
 
 
 def conv(batch: int, channels: int, out: int, window: int, side: int, stride: int, padding: int) -> Kernel:
@@ -118,7 +118,3 @@ def _attention(heads: int, cache_heads: int, width: int, row: Mapping[str, str])
         return {"decode": many}
     return {}
 
-
-def elements(shape: tuple[int, ...]) -> int:
-    """Product of a shape."""
-    return prod(shape)

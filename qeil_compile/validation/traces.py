@@ -21,8 +21,9 @@ from .gpu_layers import Kernel, elementwise, gemm, norm, softmax
 
 #: Operators without a kernel of their own on the GPU.
 _FREE = frozenset(
-    "size view permute transpose expand getattr getitem dim split unsqueeze squeeze eq ne gt finfo type_as dropout "
-    "attn_dropout resid_dropout drop type tensor attention_dropout embd_pdrop identity device detach".split()
+    {"size", "view", "permute", "transpose", "expand", "getattr", "getitem", "dim", "split", "unsqueeze", "squeeze"}
+    | {"eq", "ne", "gt", "finfo", "type_as", "type", "tensor", "detach", "device", "identity"}
+    | {"dropout", "drop", "attn_dropout", "resid_dropout", "attention_dropout", "embd_pdrop"}
 )
 #: FLOP per element, as `passes.count` has them; every other element-wise operator counts 1.
 _FLOPS = {"gelu": 14.0, "tanh": 10.0, "pow": 10.0, "activation": 10.0, "relu": 1.0}
