@@ -31,11 +31,11 @@ def test_a_large_product_comes_near_its_roof_and_never_beats_it() -> None:
 
 
 def test_one_tile_more_than_the_units_hold_costs_a_wave() -> None:
-    # Batched products use tiles of 128 x 64 at least: 100 and 101 blocks of them for 100 units.
-    full, more = seconds(gemm(100, 128, 64, 4096, 4), gemm(101, 128, 64, 4096, 4)) - SPEC.launch
-    doubled = seconds(gemm(200, 128, 64, 4096, 4))[0] - SPEC.launch
-    assert more / full > 1.2
-    assert 0.85 * doubled < more <= doubled
+    # Batched products use tiles of 128 x 64 at least: 100, 101 and 200 blocks of them for 100 units.
+    work = (gemm(n, 128, 64, 4096, 4) for n in (100, 101, 200))
+    full, more, doubled = seconds(*work, spec=replace(SPEC, bandwidth=1e15, peak={"fp32": 1e12})) - SPEC.launch
+    assert more > 1.3 * full
+    assert more == pytest.approx(doubled, rel=0.01)
 
 
 def test_few_rows_are_limited_by_memory() -> None:
@@ -43,6 +43,12 @@ def test_few_rows_are_limited_by_memory() -> None:
     naive = 2.0 * 8192**2 / SPEC.bandwidth
     assert naive < one < 2.5 * naive
     assert seconds(gemm(1, 8, 8192, 8192, 2))[0] - SPEC.launch < 1.3 * one
+
+
+def test_a_vector_on_the_lanes_streams() -> None:
+    left, right, out = 4.0 * 8192, 4.0 * 8192**2, 4.0 * 8192
+    vector: Kernel = ("gemv", (1, 1, 8192, 8192), "float32", "mv", 2.0 * 8192**2, left, right, out)
+    assert 1.0 < (seconds(vector)[0] - SPEC.launch) / (right / SPEC.bandwidth) < 1.4
 
 
 def test_a_short_inner_extent_wastes_the_units() -> None:

@@ -83,6 +83,14 @@ def _gemm(k: _Rows) -> np.ndarray:
     return gemm_seconds(k.spec, k.c, k.dims, k.item, k.peak, k.matrix, k.nbytes)
 
 
+def _gemv(k: _Rows) -> np.ndarray:
+    """One row or column: libraries have kernels without tiles for it on the lanes; matrix units stay with tiles."""
+    if k.matrix:
+        return _gemm(k)
+    compute = k.flops / (k.c["lane_share"] * k.peak)
+    return np.asarray(np.maximum(compute, k.memory(k.c["elementwise_memory"])))
+
+
 def _conv(k: _Rows) -> np.ndarray:
     return conv_seconds(k.spec, k.c, k.dims, k.item, k.peak, k.matrix, k.nbytes)
 
@@ -131,7 +139,7 @@ def _stream(kind: str) -> Callable[[_Rows], np.ndarray]:
 
 _SECONDS: Mapping[tuple[str, int], Callable[[_Rows], np.ndarray]] = {
     ("gemm", 4): _gemm,
-    ("gemv", 4): _gemm,
+    ("gemv", 4): _gemv,
     ("conv", 7): _conv,
     ("attention", 5): _attention,
     ("norm", 2): _norm,

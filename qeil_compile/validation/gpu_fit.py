@@ -142,7 +142,8 @@ def write_coefficients(samples: Iterable[Samples], folder: Path, path: Path) -> 
     boards = "NeuSight, vidur and LLMServingSim kernel times"
     lines = [_HEAD]
     for name, entry in _file().items():
-        changed = dict(entry) | {"value": float(f"{fitted.coefficients[name]:.4g}")}
+        changed = {k: v for k, v in entry.items() if k != "residual"} | {"source": "assumed"}
+        changed["value"] = float(f"{fitted.coefficients[name]:.4g}")
         if entry["group"] in fitted.spread:
             changed["source"] = f"fitted on {boards} by qeil_compile.validation.gpu_fit"
             changed["residual"] = float(f"{fitted.spread[entry['group']]:.3f}")
