@@ -113,13 +113,13 @@ def _attention(k: _Rows) -> np.ndarray:
 
 def _norm(k: _Rows) -> np.ndarray:
     rows, width = k.dims[:, 0], k.dims[:, 1]
-    instructions = rows * (k.c["norm_row"] + k.c["norm_element"] * width) / k.spec.lanes
+    instructions = rows * (k.c["norm_row"] + k.c["norm_element"] * width) / k.spec.issue
     return np.asarray(instructions + k.memory(k.c["norm_memory"]))
 
 
 def _softmax(k: _Rows) -> np.ndarray:
     rows, width = k.dims[:, 0], k.dims[:, 1]
-    instructions = rows * (k.c["softmax_row"] + k.c["softmax_element"] * width) / k.spec.lanes
+    instructions = rows * (k.c["softmax_row"] + k.c["softmax_element"] * width) / k.spec.issue
     again = np.where(width > _ROW_IN_REGISTERS, k.c["softmax_again"] * k.nbytes, 0.0)
     return np.asarray(instructions + k.memory(k.c["softmax_memory"], k.nbytes + again))
 

@@ -16,6 +16,8 @@ COEFFICIENTS = "gpu_kernels.toml"
 #: fp32 FLOP per cycle and multiprocessor: 64 lanes up to GA100, 128 in consumer and later parts; the middle serves
 #: where a profile does not count its multiprocessors. 1.5 GHz stands for the clock.
 _FLOPS_PER_UNIT = 192 * 1.5e9
+#: Units of 128 lanes do more FLOP/s than this (64 lanes at 2.3 GHz).
+_WIDE_UNIT = 300e9
 #: Where no cache size is given: KiB-scale L2 per byte per second of DRAM, the median of the boards in the profiles.
 _CACHE_PER_BANDWIDTH = 1.5e-5
 
@@ -65,6 +67,13 @@ class GpuSpec:
     def lanes(self) -> float:
         """Rate [FLOP/s] of the plain fp32 lanes: it stands for units x clock, which no profile lists."""
         return self.lane_flops or self.peak.get("fp32", max(self.peak.values()) / 8)
+
+    @property
+    def issue(self) -> float:
+        """`lanes` counted as if each unit had 64 of them: what bounds reductions, whose shuffles and barriers pass
+        four schedulers per unit whether those feed 64 lanes or 128.
+        """
+        return self.lanes / 2 if self.lanes / self.units > _WIDE_UNIT else self.lanes
 
 
 @cache
