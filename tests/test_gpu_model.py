@@ -61,15 +61,21 @@ def test_the_power_limit_slows_what_computes_only() -> None:
         work = gemm(1, 8192, 8192, 8192, 4), elementwise(10**8, 2, 1.0, 4)
         return seconds(*work, spec=replace(SPEC, tdp=tdp, node=10.0))
 
-    free, weak, half = at(None), at(80.0), at(47.5)
+    free, weak, half = at(None), at(125.0), at(70.0)
     assert at(10_000.0) == pytest.approx(free)
     assert weak[0] > 1.3 * free[0] and weak[1] == free[1]
-    # Beyond the board's own share time follows the power that is left: (80 - 15) / (47.5 - 15) = 2.
+    # Beyond the board's own share time follows the power that is left: (125 - 15) / (70 - 15) = 2.
     assert coefficients()["board_watts"] == 15
     assert (half[0] - SPEC.launch) / (weak[0] - SPEC.launch) == pytest.approx(2.0)
     assert seconds(gemm(1, 512, 512, 512, 4), spec=replace(SPEC, tdp=40.0, node=10.0, sustained=False)) <= seconds(
         gemm(1, 512, 512, 512, 4), spec=replace(SPEC, tdp=40.0, node=10.0)
     )
+
+
+def test_units_of_128_lanes_need_less_power() -> None:
+    work = gemm(1, 8192, 8192, 8192, 4)
+    few, many = (seconds(work, spec=replace(SPEC, tdp=125.0, node=10.0, units=u))[0] for u in (50, 100))
+    assert few < 0.7 * many
 
 
 def test_winograd_is_used_where_it_can_be() -> None:

@@ -37,6 +37,8 @@ SPLITS = (1, 2, 3, 4, 6, 8, 16, 32)
 _VECTOR = 16
 #: Matrix units that take fp32 operands (4 bytes) attain less: twice the operand bytes for the same product.
 _WIDE = 4
+#: A small board or a chip's share of a package spends no more than this of its limit beside the work.
+_BOARD_SHARE = 0.25
 #: Compute and memory overlap imperfectly near the ridge: t^p = t_c^p + t_m^p.
 _OVERLAP = 4
 #: Rows longer than this [byte] start to cost address translations: each row of a tile lies in a page of its own.
@@ -101,11 +103,15 @@ def gemm_seconds(
 
 
 def power_share(spec: GpuSpec, c: Mapping[str, float], unit: str, peak: np.ndarray) -> np.ndarray:
-    """Energy per second at the peak rate over the power limit; 0 where one of them is not known.
+    """Power [W] at the peak rate over what the limit leaves for work; 0 where limit or process is not known.
 
-    Energy per FLOP grows with the process's feature size to `node_power` (capacitance follows the dimensions).
+    Energy per FLOP grows with the process's feature size to `node_power` (capacitance follows the dimensions). Units
+    of 128 lanes issue one instruction where those of 64 issue two, and that is where most of the energy goes.
     """
     if spec.tdp is None or spec.node is None:
         return np.zeros_like(peak)
     per_flop = c[f"{unit}_joule"] * (spec.node / 10) ** c["node_power"]
-    return np.asarray(peak * per_flop / max(spec.tdp - c["board_watts"], 1.0))
+    if unit == "lane":
+        per_flop *= spec.issue / spec.lanes
+    board = min(c["board_watts"], _BOARD_SHARE * spec.tdp)
+    return np.asarray(peak * per_flop / (spec.tdp - board))
