@@ -21,7 +21,7 @@ from qeil_compile.errors import InputError
 
 from .gpu_data import Samples, as_json, read_samples, spec_of, table_of
 from .gpu_fit import WIDE, Fitted
-from .gpu_latency import family_of, held_out, roofline
+from .gpu_latency import CHOSEN, family_of, held_out, roofline
 from .report import Claim, Point, claim
 from .traces import Traced, read_trace
 
@@ -123,7 +123,7 @@ def _claim(points: list[Point], without: list[str]) -> Claim:
         errors.setdefault(p.name.rpartition(" ")[0], []).append((p.model / p.measured - 1) * 100)
     by_device = {d: [round(float(np.mean(np.abs(e))), 1), round(float(np.mean(e)), 1)] for d, e in errors.items()}
     note = (
-        f"each chip left out of the fit with all its boards; by device [MAPE, mean error] {as_json(by_device)}; "
+        f"each chip left out of the fit with all its boards; {CHOSEN}; by device [MAPE, mean error] {as_json(by_device)}; "
         f"{len(without)} labels without a trace (training, fused and distributed runs, gpt3_27, switch) not reported"
     )
     return claim("end-to-end latency, GPU left out", "neusight", GOAL, points, note=note)
