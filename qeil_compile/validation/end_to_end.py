@@ -123,7 +123,8 @@ def _claim(points: list[Point], without: list[str]) -> Claim:
         errors.setdefault(p.name.rpartition(" ")[0], []).append((p.model / p.measured - 1) * 100)
     by_device = {d: [round(float(np.mean(np.abs(e))), 1), round(float(np.mean(e)), 1)] for d, e in errors.items()}
     note = (
-        f"each chip left out of the fit with all its boards; {CHOSEN}; by device [MAPE, mean error] {as_json(by_device)}; "
+        f"each chip left out of the fit with all its boards; {CHOSEN}; "
+        f"by device [MAPE, mean error] {as_json(by_device)}; "
         f"{len(without)} labels without a trace (training, fused and distributed runs, gpt3_27, switch) not reported"
     )
     return claim("end-to-end latency, GPU left out", "neusight", GOAL, points, note=note)
