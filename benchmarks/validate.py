@@ -2,7 +2,7 @@
 
 python benchmarks/validate.py [--quick] [--json FILE]
 
-The same as `qeil validate`, with the result beside those of the other benchmarks. Quick leaves out this machine's clock.
+The same as `qeil validate`, with the result beside those of the other benchmarks. Quick leaves out the clock of this host.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from qeil_compile.validation.mlperf_runs import Device, Run, find_device, read_r
 from qeil_compile.validation.networks import model_name, network, precision_of
 
 DATA = Path(__file__).parents[1] / "benchmarks" / "data"
-SPLIT = tomllib.loads(files("qeil_compile.validation").joinpath("splits_inference.toml").read_text("utf-8"))[
+SPLIT = tomllib.loads(files("qeil_compile.validation").joinpath("splits.toml").read_text("utf-8"))[
     "inference_energy"
 ]
 NAMES = [f"mobilenet-v{v}-{w}-{s}" for v in (1, 2) for w in ("0.5", "0.75", "1.0") for s in (128, 160, 192, 224)]

@@ -27,7 +27,7 @@ BOARDS = ("Tesla V100-PCIE-32GB", "Tesla P100-PCIE-16GB", "Tesla T4")
 
 
 def splits(**stride: int) -> dict[str, Any]:
-    name = next(n for n in ("splits.toml", "splits_gpu.toml") if files("qeil_compile.validation").joinpath(n).is_file())
+    name = next(n for n in ("splits.toml", "splits.toml") if files("qeil_compile.validation").joinpath(n).is_file())
     table: dict[str, Any] = tomllib.loads(files("qeil_compile.validation").joinpath(name).read_text("utf-8"))
     if stride:
         table["gpu_latency"]["stride"] = dict.fromkeys(table["gpu_latency"]["report"], stride["every"])

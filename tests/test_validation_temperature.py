@@ -24,7 +24,7 @@ from qeil_compile.validation.temperature import (
 )
 
 DATA = Path(__file__).parents[1] / "benchmarks" / "data"
-SPLIT = tomllib.loads(files("qeil_compile.validation").joinpath("splits_inference.toml").read_text("utf-8"))[
+SPLIT = tomllib.loads(files("qeil_compile.validation").joinpath("splits.toml").read_text("utf-8"))[
     "temperature"
 ]
 HEADER = "source,tech,T_C,I_off_or_scale,unit\n"

@@ -140,7 +140,7 @@ def _stream(kind: str) -> Callable[[_Rows], np.ndarray]:
 _SECONDS: Mapping[tuple[str, int], Callable[[_Rows], np.ndarray]] = {
     ("gemm", 4): _gemm,
     ("gemv", 4): _gemv,
-    ("conv", 7): _conv,
+    ("conv", 9): _conv,
     ("attention", 5): _attention,
     ("norm", 2): _norm,
     ("softmax", 2): _softmax,

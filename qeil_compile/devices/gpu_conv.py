@@ -28,7 +28,7 @@ def conv_seconds(
     nbytes: np.ndarray,
 ) -> np.ndarray:
     """Seconds (without launch); `dims` float64[n, 7] as in `devices.work.DIMS`, the rest as for `gemm_seconds`."""
-    batch, groups, out, inner, positions, window, stride = dims.T
+    batch, groups, out, inner, positions, window, stride, *_ = dims.T
     product = np.stack([groups, batch * positions, np.ceil(out / groups), inner * window], axis=1)
     best = gemm_seconds(spec, c, product, item, peak * c["conv_share"], matrix, nbytes) + c["conv_seconds"]
     fits = (window == 9) & (stride == 1) & (groups == 1)

@@ -9,6 +9,8 @@ import numpy as np
 
 from qeil_compile.plan import Label
 
+from .engines import engine_constants
+from .gpu import gpu_seconds
 from .profile import Kind, Placement
 from .roofline import kernel_seconds
 from .work import KernelTable
@@ -30,9 +32,15 @@ class Calibration(Protocol):
 #: Seconds of each kernel, float64[kernels], and how far they can be believed.
 TimeModel = Callable[[KernelTable], tuple[np.ndarray, Label]]
 
+
+def _engine_launch(place: Placement) -> float:
+    """The engine's own overhead per kernel; the device's launch is in its model."""
+    return engine_constants()[place.engine].kernel_seconds.value
+
+
 _BY_KIND: Mapping[Kind, Callable[[Placement, KernelTable], np.ndarray]] = {
     "cpu": kernel_seconds,
-    "gpu": kernel_seconds,
+    "gpu": lambda place, kernels: gpu_seconds(place.profile, kernels) + _engine_launch(place),
     "npu": kernel_seconds,
 }
 

@@ -23,7 +23,7 @@ def gemm(batch: int, rows: int, cols: int, inner: int, item: int) -> Kernel:
 def conv(batch: int, channels: int, out: int, window: int, side: int, stride: int, padding: int) -> Kernel:
     """A square 2-D convolution in fp32."""
     to = (side + 2 * padding - window) // stride + 1
-    dims = (batch, 1, out, channels, to * to, window * window, stride)
+    dims = (batch, 1, out, channels, to * to, window * window, stride, to, 2)
     flops = 2.0 * batch * out * channels * (to * window) ** 2
     data = (4.0 * batch * channels * side * side, 4.0 * out * channels * window * window, 4.0 * batch * out * to * to)
     return "conv", dims, "float32", "convolution", flops, *data
