@@ -2,7 +2,7 @@
 
 python benchmarks/validate.py [--quick] [--json FILE]
 
-The same as `qeil validate`, with the result beside those of the other benchmarks. Quick leaves out the clock of this host.
+The same as `qeil validate`, with the result beside those of the other benchmarks. Quick leaves out this host's clock.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def link(a: str, b: str, bandwidth: float = 2e8) -> Link:
 
 def pair(**second: Any) -> Target:
     """Two devices with memories of their own."""
-    devices = device("a", "torch:cpu"), device("b", "onnxruntime:CPU", kind="gpu", **second)
+    devices = device("a", "torch:cpu"), device("b", "onnxruntime:CPU", kind="npu", **second)
     return Target("pair", "pair", devices, (link("a", "b"),))
 
 
@@ -138,7 +138,7 @@ def random_target(rng: np.random.Generator) -> Target:
             time_constant=rng.uniform(1, 100), ambient=rng.uniform(0, 40),
         )  # fmt: skip
         devices.append(device(
-            f"d{i}", engines[i], kind="cpu" if i == 0 else "gpu", pool=pools[i], peak_flops=roofs,
+            f"d{i}", engines[i], kind="cpu" if i == 0 else "npu", pool=pools[i], peak_flops=roofs,
             energy_per_flop={d: wide(float(10 ** rng.uniform(-12, -10)), "J/FLOP") for d in roofs},
             memory_bandwidth=value(float(10 ** rng.uniform(8, 10)), "B/s"), memory_bytes=value(memory[pools[i]], "B"),
             launch_seconds=value(float(rng.uniform(0, 1e-5)), "s"), power_const=wide(float(rng.uniform(0, 5)), "W"),

@@ -39,15 +39,14 @@ def splits() -> Mapping[str, Any]:
     return tomllib.loads(files(__package__).joinpath("splits.toml").read_text("utf-8"))
 
 
-def _public(module: str, table: str) -> Callable[[Settings, Progress], list[Claim]]:
+def _public(module: str, table: str = "") -> Callable[[Settings, Progress], list[Claim]]:
     """A part that reads published measurements; imported late, because each costs some time."""
 
     def run(settings: Settings, progress: Progress) -> list[Claim]:
         from importlib import import_module
 
-        found: list[Claim] = import_module(f"{__package__}.{module}").evaluate(
-            settings.data, splits()[table], settings.fit_data
-        )
+        split = splits()[table] if table else splits()
+        found: list[Claim] = import_module(f"{__package__}.{module}").evaluate(settings.data, split, settings.fit_data)
         return found
 
     return run
@@ -63,8 +62,8 @@ def _annotation(settings: Settings, progress: Progress) -> list[Claim]:
 
 PARTS: Mapping[str, Callable[[Settings, Progress], list[Claim]]] = {
     "annotation": _annotation,
-    "gpu-latency": _public("gpu_latency", "gpu_latency"),
-    "end-to-end": _public("end_to_end", "end_to_end"),
+    "gpu-latency": _public("gpu_latency"),
+    "end-to-end": _public("end_to_end"),
     "token-energy": _public("token_energy", "tokens"),
     "inference-energy": _public("inference_energy", "inference_energy"),
     "temperature": _public("temperature", "temperature"),
