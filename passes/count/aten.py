@@ -21,6 +21,7 @@ from qeil_compile.passes.count.base import (
     osize,
     per_input,
     per_output,
+    runs,
     table,
 )
 from qeil_compile.passes.count.traffic import VIEWS, key_of
@@ -159,10 +160,11 @@ RULES: dict[str, Rule] = {
         (a.embedding_bag, "embedding_bag _embedding_bag"),
         (nothing("gather"), "one_hot bincount"),
         # copies and constants
+        (runs, "cat concat"),
         (
             nothing("movement"),
             """
-            clone contiguous _to_copy to copy fill zero cat concat stack hstack vstack repeat
+            clone contiguous _to_copy to copy fill zero stack hstack vstack repeat
             repeat_interleave tile constant_pad_nd pad reflection_pad1d reflection_pad2d reflection_pad3d
             replication_pad1d replication_pad2d replication_pad3d _pad_circular flip fliplr flipud roll rot90
             tril triu diag diag_embed block_diag pixel_shuffle pixel_unshuffle channel_shuffle col2im im2col

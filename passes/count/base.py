@@ -175,6 +175,19 @@ def per_input(cost: float, per_result: float = 0.0, kind: Kind = "reduce") -> Ru
     return rule
 
 
+def runs(op: Op, graph: OpGraph) -> Work:
+    """A copy that keeps the order of the elements along its last axes: Concat, Slice, Split, Pad.
+
+    Runs are counted on the smaller side, up to the last axis in which the two differ.
+    """
+    sides = [s for s in (ishape(op, graph), oshape(op, graph)) if s]
+    small, large = min(sides, key=prod, default=()), max(sides, key=prod, default=())
+    if len(small) != len(large):
+        return MOVE
+    last = max((i for i, (a, b) in enumerate(zip(small, large, strict=True)) if a != b), default=0)
+    return 0.0, "movement", (prod(small[:last]), prod(small[last:]))
+
+
 def reduced(data: Shape, result: Shape) -> Shape:
     """Elements before, along and after the reduced axes, read off the shapes: those axes are kept as 1, or dropped.
 

@@ -17,6 +17,7 @@ from qeil_compile.passes.count.base import (
     nothing,
     per_input,
     per_output,
+    runs,
     table,
 )
 
@@ -127,11 +128,12 @@ RULES: dict[str, Rule] = {
         ),
         (o.scatter, "Scatter ScatterElements ScatterND"),
         (per_input(1.0, kind="gather"), "Col2Im"),
+        (runs, "Concat Pad Slice Split"),
         (
             nothing("movement"),
             """
-            Cast CastLike BitCast CenterCropPad Concat Constant ConstantOfShape DepthToSpace Dropout Expand
-            EyeLike Flatten Identity Pad Range Reshape Shape Size Slice SpaceToDepth Split Squeeze Tile
+            Cast CastLike BitCast CenterCropPad Constant ConstantOfShape DepthToSpace Dropout Expand
+            EyeLike Flatten Identity Range Reshape Shape Size SpaceToDepth Squeeze Tile
             Transpose Trilu Unsqueeze
             """,
         ),

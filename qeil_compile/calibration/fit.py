@@ -8,7 +8,7 @@ count little (soft L1), because a shared machine spoils some measurements.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -19,6 +19,7 @@ from qeil_compile.devices.calibrated import (
     Memory,
     Residuals,
     Rows,
+    family_seconds,
     kernel_seconds,
     kernel_slopes,
 )
@@ -31,6 +32,8 @@ _STRAY = np.array([1.5, 2.0, 0.7, 0.35, *[1.5] * FEATURES])
 _REFERENCE = "gemm"
 #: What a measurement is believed to be wrong by, as a share: noise, and what no smooth form can say.
 _ERROR = 0.05
+#: How far the factor of a kind among other kinds may stray from 1 (standard deviation of its logarithm).
+_COMPANY = 0.25
 _HEAD_STRAY = (1.0, 1.0, 1.0, 0.7)
 
 
@@ -41,6 +44,7 @@ class Sample:
     name: str
     rows: Rows
     seconds: float
+    composite: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Fitted:
     families: Mapping[str, tuple[float, ...]]
     residuals: Mapping[str, Residuals]
     spread: Mapping[str, float]
+    company: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Problem:
@@ -140,7 +145,56 @@ def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
 
 
 def fit(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
-    """Parameters for these networks; `cache_bytes` is the last-level cache of the device (0: not known)."""
+    """Parameters for these networks; `cache_bytes` is the last-level cache of the device (0: not known).
+
+    Chains of one kind give the parameters; then composites, where there are any, give one factor per kind.
+    """
+    chains = [s for s in samples if not s.composite]
+    found = _fit_chains(chains, cache_bytes)
+    composites = [s for s in samples if s.composite]
+    return _in_company(found, composites) if composites else found
+
+
+def _in_company(found: Fitted, composites: Sequence[Sample]) -> Fitted:
+    """Scale all times of a kind by one factor, so that whole networks come out right.
+
+    Factors stay near 1 (`_COMPANY`) where the networks do not insist. Scaling seconds by f is scaling launch, per_unit
+    and the memory roof by f, and the rate by 1 / f.
+    """
+    kinds = sorted({_kind(f) for s in composites for f in s.rows.families})
+    shares = np.zeros((len(composites), len(kinds)))
+    for i, s in enumerate(composites):
+        seconds = priced(found, s.rows)
+        for k, t in zip(s.rows.families, seconds, strict=True):
+            shares[i, kinds.index(_kind(k))] += t
+    measured = np.array([s.seconds for s in composites]) - found.entry
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.log(shares @ np.exp(logs) / measured) / _ERROR, logs / _COMPANY])
+
+    factors = np.exp(least_squares(residuals, np.zeros(len(kinds)), loss="soft_l1").x)
+    scale = dict(zip(kinds, factors, strict=True))
+    families = {f: _scaled(p, float(scale.get(_kind(f), 1.0))) for f, p in found.families.items()}
+    return replace(found, families=families, company={k: float(v) for k, v in scale.items()})
+
+
+def _kind(family: str) -> str:
+    """Families whose factor is common: the kind, and for convolutions the form."""
+    words = family.split(" ")
+    return " ".join(words[:2]) if words[0] == "conv" else words[0]
+
+
+def _scaled(parameters: tuple[float, ...], factor: float) -> tuple[float, ...]:
+    launch, per_unit, rate, scale, *lengths = parameters
+    return launch * factor, per_unit * factor, rate / factor, scale * factor, *lengths
+
+
+def priced(found: Fitted, rows: Rows) -> np.ndarray:
+    """Seconds of each kernel, residuals included, float64[kernels]."""
+    return family_seconds(rows, found.families, found.residuals, found.memory)
+
+
+def _fit_chains(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
     problem = _Problem(samples, cache_bytes)
     found = least_squares(
         problem.residuals, problem.prior, problem.jacobian, loss="soft_l1", tr_solver="lsmr", max_nfev=100

@@ -55,6 +55,11 @@ class Chain:
         self.nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes))
         return name
 
+    def parts(self, x: str, count: int, axis: int = -1) -> list[str]:
+        """`x` split into equal parts along an axis."""
+        first = self.node("Split", x, axis=axis, num_outputs=count, outputs=count)
+        return [first, *(f"{first}_{k}" for k in range(1, count))]
+
     def network(self, name: str, kind: str, *outputs: str, element: int = 0) -> Network:
         """The finished model with these outputs."""
         results = [helper.make_tensor_value_info(o, element or self.element, None) for o in outputs]
@@ -65,13 +70,17 @@ class Chain:
         return Network(name, kind, onnx.shape_inference.infer_shapes(model))
 
 
-def gemm(rows: int, inner: int, cols: int, repeats: int, dtype: type = np.float32) -> Network:
-    """`repeats` pairs of products with weights and a bias: rows x inner x cols and back."""
+def gemm(rows: int, inner: int, cols: int, repeats: int, dtype: type = np.float32, residual: bool = False) -> Network:
+    """`repeats` pairs of products with weights and a bias: rows x inner x cols and back, added to what came in if
+    `residual`: engines have other kernels for that."""
     chain, x = Chain((1, rows, inner), dtype=dtype), "x0"
     for _ in range(repeats):
+        before = x
         for a, b in ((inner, cols), (cols, inner)):
             x = chain.node("Add", chain.node("MatMul", x, chain.weight(a, b, fan=a)), chain.weight(b))
-    return chain.network(f"gemm {np.dtype(dtype).name} {rows}x{inner}x{cols} x{repeats}", "gemm", x)
+        x = chain.node("Add", before, x) if residual else x
+    name = f"gemm {np.dtype(dtype).name} {rows}x{inner}x{cols}{' residual' if residual else ''} x{repeats}"
+    return chain.network(name, "gemm", x)
 
 
 def four_bits(rows: int, inner: int, cols: int, repeats: int, block: int = 32) -> Network:
@@ -170,17 +179,17 @@ def rowwise(kind: str, rows: int, width: int, repeats: int) -> Network:
     return chain.network(f"{kind} {rows}x{width} x{repeats}", "softmax" if kind == "Softmax" else "norm", x)
 
 
-def movement(kind: str, size: int, repeats: int) -> Network:
-    """A chain of copies: transposes, slices with concatenations, pads, gathers of rows, casts."""
-    rows, width = max(4, size // 256), 256
+def movement(kind: str, size: int, repeats: int, width: int = 256) -> Network:
+    """A chain of copies over rows of `width`: transposes, slices with concatenations, pads, gathers of rows."""
+    rows = max(4, size // width)
     chain, x = Chain((1, 4, rows // 4, width)), "x0"
 
     def ints(*values: int) -> str:
         return chain.constant(np.array(values, np.int64))
 
     for _ in range(repeats):
-        if kind == "Transpose":
-            x = chain.node("Transpose", x, perm=[0, 2, 1, 3])
+        if kind == "Transpose":  # two in a row would cancel
+            x = chain.node("Abs", chain.node("Transpose", x, perm=[0, 2, 1, 3]))
         elif kind == "Squeeze":
             x = chain.node("Unsqueeze", chain.node("Squeeze", x, ints(0)), ints(0))
         elif kind == "Concat":
@@ -194,7 +203,7 @@ def movement(kind: str, size: int, repeats: int) -> Network:
             x = chain.node("Slice", x, ints(8), ints(width + 8), ints(3))
         elif kind == "Gather":
             x = chain.node("Gather", x, ints(*chain.rng.permutation(rows // 4)), axis=2)
-    return chain.network(f"{kind} {size} x{repeats}", "movement", x)
+    return chain.network(f"{kind} {size} by {width} x{repeats}", "movement", x)
 
 
 def reduction(kind: str, rows: int, width: int, axis: int, repeats: int) -> Network:

@@ -25,10 +25,12 @@ from qeil_compile.passes.count import OpCount, count
 from qeil_compile.passes.fuse import fuse
 from qeil_compile.passes.kernels import kernel_table
 
+from .composites import KIND as COMPOSITE
 from .fit import Sample, fit
 from .suite import suite
 
-Counted = tuple[OpGraph, Sequence[OpCount]]
+#: Graph, counts and kind of a network.
+Counted = tuple[OpGraph, Sequence[OpCount], str]
 #: Called with the placement and the share of its measurements that is done.
 Progress = Callable[[str, float], None]
 
@@ -111,11 +113,12 @@ def _fitted(
     engine: str, device: str, threads: int, measured: Mapping[str, Any], graphs: Mapping[str, Counted]
 ) -> Calibration:
     rounds = {name: np.array(r) for name, r in measured["seconds"].items()}
-    tables = {n: kernel_table(fuse(g, c), c, engine) for n, (g, c) in graphs.items() if n in rounds}
+    tables = {n: kernel_table(fuse(g, c), c, engine) for n, (g, c, _) in graphs.items() if n in rounds}
+    composite = {n: kind == COMPOSITE for n, (_, _, kind) in graphs.items()}
     facts = cpu_facts()
     # A GPU's vectors are warps: its kernels fill up to them in the same way.
     lanes = vector_lanes(facts.flags) if device.lower().startswith("cpu") else 32
-    samples = [Sample(n, Rows.of(tables[n], lanes), float(np.median(rounds[n]))) for n in tables]
+    samples = [Sample(n, Rows.of(tables[n], lanes), float(np.median(rounds[n])), composite[n]) for n in tables]
     if not samples:
         reason = next(iter(measured["refused"].values()), "no network ran")
         raise QeilError(f"{engine}:{device}: nothing could be measured ({reason}); see `qeil devices`")
@@ -137,7 +140,7 @@ def _graphs() -> dict[str, Counted]:
     for build in suite():
         network = build()
         graph = trace(network.model).graph.priced()
-        found[network.name] = graph, count(graph)
+        found[network.name] = graph, count(graph), network.kind
     return found
 
 

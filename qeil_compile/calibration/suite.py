@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from .composites import boxes, decoder, mobile, residual, speech
 from .networks import (
     BINARY,
     UNARY,
@@ -34,7 +35,7 @@ Build = Callable[[], Network]
 
 def suite() -> list[Build]:
     """Builders of every network: the networks themselves would take a gigabyte together."""
-    return [*_products(), *_convolutions(), *_others()]
+    return [*_products(), *_convolutions(), *_others(), *_composites()]
 
 
 def _products() -> list[Build]:
@@ -60,6 +61,16 @@ def _products() -> list[Build]:
         partial(four_bits, 16, 768, 768, 2),
         partial(four_bits, 1, 256, 256, 8),
     ]
+    # Added to what came in: the end of each half of a transformer's layer.
+    residuals = (
+        (1, 512, 2048, 4),
+        (1, 768, 768, 8),
+        (1, 896, 3584, 4),
+        (1, 256, 1024, 8),
+        (16, 512, 2048, 2),
+        (128, 640, 640, 1),
+    )
+    found += [partial(gemm, *r, residual=True) for r in residuals]
     sizes = ((12, 1, 64), (12, 16, 64), (8, 64, 64), (12, 128, 64), (4, 256, 64), (8, 32, 32), (16, 64, 128))
     return [*found, *(partial(products, *s, repeats=4) for s in sizes)]
 
@@ -86,6 +97,7 @@ def _convolutions() -> list[Build]:
         pair = [Layer(wide, (1, 1)), Layer(narrow, (1, 1))]
         found.append(partial(convolutions, f"1x1 to {wide}", (narrow, side, side), pair, 2))
     for first in (16, 32, 64):
+        found.append(partial(convolutions, f"3x3 to {first}", (3, 224, 224), [Layer(first, (3, 3), 2)]))
         pyramid = [Layer(first * 2**i, (3, 3), 2) for i in range(4)]
         found.append(partial(convolutions, f"3x3 pyramid {first}", (3, 160, 160), pyramid))
         found.append(partial(convolutions, f"7x7 to {first}", (3, 160, 160), [Layer(first, (7, 7), 2)]))
@@ -128,6 +140,8 @@ def _others() -> list[Build]:
         for k in ("Transpose", "Concat", "Split", "Pad", "Gather")
         for n in (1024, 65536, 524288)
     ]
+    # Narrow rows: the copy is made of many short runs.
+    found += [partial(movement, k, n, 4, 4) for k in ("Concat", "Split", "Pad") for n in (4096, 65536)]
     found += [
         partial(reduction, k, *shape, repeats=4)
         for k in ("ReduceSum", "ReduceMean", "ReduceMax")
@@ -151,3 +165,18 @@ def _others() -> list[Build]:
         for steps, width in ((1, 128), (16, 64), (32, 256))
     ]
     return found
+
+
+def _composites() -> list[Build]:
+    found: list[Build] = [partial(mobile, *s) for s in ((12, 224, 9), (24, 160, 7), (40, 128, 6))]
+    found += [partial(residual, *s) for s in ((24, 160), (40, 128), (56, 96), (64, 192))]
+    found += [
+        partial(decoder, *s)
+        for s in (
+            (1, 96, 640, 10, 4, 20000), (1, 200, 448, 7, 6, 8000), (1, 160, 832, 13, 6, 24000),
+            (48, 0, 512, 8, 3, 4000),
+            (160, 0, 576, 9, 2, 12000), (24, 0, 320, 5, 4, 2000),
+        )
+    ]  # fmt: skip
+    found += [partial(speech, *s) for s in ((96, 8), (160, 4), (48, 16))]
+    return found + [partial(boxes, n) for n in (600, 3000)]

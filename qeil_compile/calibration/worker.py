@@ -31,6 +31,8 @@ from .suite import suite
 #: A turn ends after this many seconds, but not before its second call.
 _TURN_SECONDS = 4e-3
 _MOST_CALLS = 20
+#: ONNX Runtime's threads spin for about 40 ms after a run.
+_LONGEST_SPIN = 0.1
 #: Rounds: at least so many, whatever the time; never more than so many.
 _LEAST, _MOST = 3, 15
 
@@ -123,6 +125,7 @@ def _stages(engine: str, device: str, threads: int) -> dict[str, _Run]:
 
 def turn(call: Callable[[], object]) -> float:
     """Seconds of the fastest of a few calls in a row [s], after one that does not count."""
+    _settle()
     call()
     best, started = np.inf, time.perf_counter()
     for k in range(_MOST_CALLS):
@@ -133,6 +136,16 @@ def turn(call: Callable[[], object]) -> float:
         if k and now - started > _TURN_SECONDS:
             break
     return float(best)
+
+
+def _settle() -> None:
+    """Wait until threads of an earlier call no longer spin: they would take the cores from the next one."""
+    until = time.perf_counter() + _LONGEST_SPIN
+    while time.perf_counter() < until:
+        busy, clock = time.process_time(), time.perf_counter()
+        time.sleep(5e-4)
+        if time.process_time() - busy < 0.5 * (time.perf_counter() - clock):
+            return
 
 
 def _say(data: object) -> None:

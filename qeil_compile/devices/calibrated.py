@@ -74,11 +74,14 @@ def canonical(type_: str) -> str:
     return _SAME.get(plain, plain)
 
 
-def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: float) -> str:
-    """Kernels of one family share parameters: `conv depthwise`, `gemm`, `elementwise tanh`, ..."""
+def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: float, added: bool = False) -> str:
+    """Kernels of one family share parameters: `conv depthwise`, `gemm`, `elementwise tanh`, ...
+
+    `added`: the kernel reads more than its operand, to add it to the product.
+    """
     wide = "" if dtype in ("float32", "float64", "int64", "int32", "bool") else f" {dtype}"
     if kind in ("gemm", "gemv"):
-        form = "gemm" if weights > 0 else "gemm of activations"
+        form = "gemm of activations" if not weights else "gemm with sum" if added else "gemm"
         plain = canonical(type_)
         return f"{form}{wide}" if plain in _PLAIN_PRODUCTS else f"{form} {plain}{wide}"
     if kind == "conv" and len(dims) == 9:
@@ -121,6 +124,8 @@ def extents(kind: str, dims: Sequence[int], flops: float, lanes: int) -> tuple[f
         return flops, steps, (states, flops)
     if kind in ("norm", "softmax") and len(dims) == 2:
         return flops, dims[0], (dims[1], flops)
+    if kind == "movement" and len(dims) == 2:
+        return flops, dims[0], (dims[1],)
     return flops, 0, (flops,)
 
 
@@ -145,7 +150,9 @@ class Rows:
         for i, (kind, type_, dims, dtype) in enumerate(
             zip(kernels.kinds, kernels.types, kernels.dims, kernels.dtypes, strict=True)
         ):
-            families.append(family_of(kind, type_, dims, dtype, kernels.bytes_weights[i]))
+            operand = 4 * dims[0] * dims[1] * dims[3] if kind in ("gemm", "gemv") and len(dims) == 4 else np.inf
+            added = bool(kernels.bytes_in[i] > 1.01 * operand)
+            families.append(family_of(kind, type_, dims, dtype, kernels.bytes_weights[i], added))
             flops[i], units[i], found = extents(kind, dims, float(kernels.flops[i]), lanes)
             features[i, : len(found)] = np.maximum(found, 1e-6)
         total = np.full(n, float(kernels.bytes_weights.sum()))
@@ -242,6 +249,30 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.exp(-squares / (2.0 * _LENGTH**2))
 
 
+def family_seconds(
+    rows: Rows,
+    families: Mapping[str, tuple[float, ...]],
+    residuals: Mapping[str, Residuals],
+    memory: Memory,
+) -> np.ndarray:
+    """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
+    table = {name: np.array(_parameters(families, name)) for name in dict.fromkeys(rows.families)}
+    found = kernel_seconds(rows, np.array([table[f] for f in rows.families]), memory)
+    for name, kept in residuals.items():
+        mine = np.array([f == name for f in rows.families])
+        if mine.any():
+            found[mine] *= np.exp(kept.at(rows.features[mine]))
+    return found
+
+
+def _parameters(families: Mapping[str, tuple[float, ...]], name: str) -> tuple[float, ...]:
+    if name in families:
+        return families[name]
+    kind = name.split(" ", maxsplit=1)[0]
+    alike = [p for f, p in families.items() if f.split(" ", maxsplit=1)[0] == kind]
+    return tuple(np.exp(np.median(np.log(alike or list(families.values())), axis=0)))
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What was measured of one engine and device at one number of threads.
@@ -272,21 +303,7 @@ class Calibration:
         """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
         if not len(kernels):
             return np.zeros(0)
-        rows = Rows.of(kernels, self.lanes)
-        table = {name: np.array(self._parameters(name)) for name in dict.fromkeys(rows.families)}
-        found = kernel_seconds(rows, np.array([table[f] for f in rows.families]), self.memory)
-        for name, residuals in self.residuals.items():
-            mine = np.array([f == name for f in rows.families])
-            if mine.any():
-                found[mine] *= np.exp(residuals.at(rows.features[mine]))
-        return found
-
-    def _parameters(self, name: str) -> tuple[float, ...]:
-        if name in self.families:
-            return self.families[name]
-        kind = name.split(" ", maxsplit=1)[0]
-        alike = [p for f, p in self.families.items() if f.split(" ", maxsplit=1)[0] == kind]
-        return tuple(np.exp(np.median(np.log(alike or list(self.families.values())), axis=0)))
+        return family_seconds(Rows.of(kernels, self.lanes), self.families, self.residuals, self.memory)
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form, read back by `from_json`."""

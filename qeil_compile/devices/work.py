@@ -41,6 +41,7 @@ DIMS: dict[str, str] = {
     "norm": "rows, width",
     "softmax": "rows, width",
     "reduce": "elements before, along and after the reduced axes",
+    "movement": "runs (elements that stay neighbours count as one), elements of a run",
     "recurrent": "steps (time x batch), matrix entries, states",
 }
 
