@@ -83,7 +83,9 @@ def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:
 
 
 def _added(name: str, size: int, dtype: str, group: int) -> Row:
-    return "movement", (), dtype, name, 0.0, float(size), 0.0, float(size), group
+    # An added transpose swaps the last two axes: no two elements stay neighbours.
+    extents = (size // 4, 1) if name == "Transpose" else ()
+    return "movement", extents, dtype, name, 0.0, float(size), 0.0, float(size), group
 
 
 def _table(rows: Sequence[Row]) -> KernelTable:

@@ -188,6 +188,18 @@ def runs(op: Op, graph: OpGraph) -> Work:
     return 0.0, "movement", (prod(small[:last]), prod(small[last:]))
 
 
+def transposed(op: Op, graph: OpGraph) -> Work:
+    """A copy that moves axes: those at the end that keep their place are copied as one run."""
+    data = ishape(op, graph)
+    order = ints_of(op, "perm") or ints_of(op, "dims") or tuple(reversed(range(len(data))))
+    run = 1
+    for axis in reversed(range(len(data))):
+        if at(order, axis, -1) % max(1, len(data)) != axis:
+            break
+        run *= data[axis]
+    return 0.0, "movement", (prod(data) // max(1, run), run)
+
+
 def reduced(data: Shape, result: Shape) -> Shape:
     """Elements before, along and after the reduced axes, read off the shapes: those axes are kept as 1, or dropped.
 

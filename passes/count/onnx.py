@@ -19,6 +19,7 @@ from qeil_compile.passes.count.base import (
     per_output,
     runs,
     table,
+    transposed,
 )
 
 #: Functions that PyTorch calls the same, but for the case.
@@ -129,12 +130,13 @@ RULES: dict[str, Rule] = {
         (o.scatter, "Scatter ScatterElements ScatterND"),
         (per_input(1.0, kind="gather"), "Col2Im"),
         (runs, "Concat Pad Slice Split"),
+        (transposed, "Transpose"),
         (
             nothing("movement"),
             """
             Cast CastLike BitCast CenterCropPad Constant ConstantOfShape DepthToSpace Dropout Expand
             EyeLike Flatten Identity Range Reshape Shape Size SpaceToDepth Squeeze Tile
-            Transpose Trilu Unsqueeze
+            Trilu Unsqueeze
             """,
         ),
         (

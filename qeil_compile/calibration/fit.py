@@ -33,7 +33,7 @@ _REFERENCE = "gemm"
 #: What a measurement is believed to be wrong by, as a share: noise, and what no smooth form can say.
 _ERROR = 0.05
 #: How far the factor of a kind among other kinds may stray from 1 (standard deviation of its logarithm).
-_COMPANY = 0.25
+_COMPANY = 0.1
 _HEAD_STRAY = (1.0, 1.0, 1.0, 0.7)
 
 
@@ -80,7 +80,7 @@ class _Problem:
             values += [5e-7, 1e-9, rate if shaped else rate / 4, 1.0, *[1.0] * FEATURES]
             own = _STRAY.copy()
             own[3] = 1e-3 if name == _REFERENCE else own[3]
-            own[2] = own[2] if shaped else 2.0
+            own[2:4] = own[2:4] if shaped else (2.0, 1.0)
             stray += own.tolist()
         return np.log(values), np.array(stray)
 

@@ -190,6 +190,8 @@ def movement(kind: str, size: int, repeats: int, width: int = 256) -> Network:
     for _ in range(repeats):
         if kind == "Transpose":  # two in a row would cancel
             x = chain.node("Abs", chain.node("Transpose", x, perm=[0, 2, 1, 3]))
+        elif kind == "Transpose of the last axes":
+            x = chain.node("Abs", chain.node("Transpose", x, perm=[0, 1, 3, 2]))
         elif kind == "Squeeze":
             x = chain.node("Unsqueeze", chain.node("Squeeze", x, ints(0)), ints(0))
         elif kind == "Concat":
@@ -204,6 +206,14 @@ def movement(kind: str, size: int, repeats: int, width: int = 256) -> Network:
         elif kind == "Gather":
             x = chain.node("Gather", x, ints(*chain.rng.permutation(rows // 4)), axis=2)
     return chain.network(f"{kind} {size} by {width} x{repeats}", "movement", x)
+
+
+def appended(heads: int, past: int, width: int, repeats: int) -> Network:
+    """Caches that grow by one row: concatenations of inputs that are outputs."""
+    shapes = [(1, heads, past, width), (1, heads, 1, width)] * repeats
+    chain = Chain(*shapes)
+    longer = [chain.node("Concat", f"x{2 * k}", f"x{2 * k + 1}", axis=2) for k in range(repeats)]
+    return chain.network(f"appended {heads}x{past}x{width} x{repeats}", "movement", *longer)
 
 
 def reduction(kind: str, rows: int, width: int, axis: int, repeats: int) -> Network:

@@ -17,6 +17,7 @@ from .networks import (
     UNARY,
     Layer,
     Network,
+    appended,
     attention,
     convolutions,
     elementwise,
@@ -140,6 +141,8 @@ def _others() -> list[Build]:
         for k in ("Transpose", "Concat", "Split", "Pad", "Gather")
         for n in (1024, 65536, 524288)
     ]
+    found += [partial(movement, "Transpose of the last axes", n, 4) for n in (16384, 131072)]
+    found += [partial(appended, *s, 8) for s in ((8, 64, 64), (12, 200, 64), (4, 400, 128))]
     # Narrow rows: the copy is made of many short runs.
     found += [partial(movement, k, n, 4, 4) for k in ("Concat", "Split", "Pad") for n in (4096, 65536)]
     found += [

@@ -96,8 +96,9 @@ def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: f
 
 
 def _filled(channels: float, lanes: int) -> float:
-    """Channels that a vector kernel computes: blocked layouts fill up the last vector."""
-    return -(-channels // lanes) * lanes
+    """Channels that a vector kernel computes: blocked layouts fill up the last vector, few channels half of one."""
+    block = lanes if channels > lanes / 2 else lanes / 2
+    return -(-channels // block) * block
 
 
 def extents(kind: str, dims: Sequence[int], flops: float, lanes: int) -> tuple[float, float, tuple[float, ...]]:
@@ -113,7 +114,7 @@ def extents(kind: str, dims: Sequence[int], flops: float, lanes: int) -> tuple[f
             return work, out, (batch * positions, groups, width, work, 1.0 / stride)
         # Few input channels (images) are not filled up; one-dimensional kernels are products of matrices.
         wide = _filled(out / groups, lanes) if axes > 1 else out / groups
-        deep = _filled(inner, lanes) if axes > 1 and inner >= lanes / 2 else inner
+        deep = _filled(inner, lanes) if axes > 1 and inner > lanes / 4 else inner
         work = flops * wide * groups / out * deep / inner
         return work, 0, (batch * positions, wide, deep * window, work, width)
     if kind == "attention" and len(dims) == 5:
