@@ -25,11 +25,11 @@ from qeil_compile.devices.calibrated import (
 )
 
 #: Families whose shapes vary in several directions keep residuals.
-_SHAPED = ("gemm", "conv")
+_SHAPED = ("gemm", "gemv", "conv")
 #: How far the logarithm of a parameter may stray from its prior (standard deviation), in the order of `PARAMETERS`.
 _STRAY = np.array([1.5, 2.0, 0.7, 0.35, *[1.5] * FEATURES])
 #: The family whose memory roof defines the bandwidths: its scale is 1.
-_REFERENCE = "gemm"
+_REFERENCE = "gemv"
 #: What a measurement is believed to be wrong by, as a share: noise, and what no smooth form can say.
 _ERROR = 0.05
 #: How far the factor of a kind among other kinds may stray from 1 (standard deviation of its logarithm).
@@ -179,9 +179,8 @@ def _in_company(found: Fitted, composites: Sequence[Sample]) -> Fitted:
 
 
 def _kind(family: str) -> str:
-    """Families whose factor is common: the kind, and for convolutions the form."""
-    words = family.split(" ")
-    return " ".join(words[:2]) if words[0] == "conv" else words[0]
+    """Families whose factor is common."""
+    return family.split(" ", maxsplit=1)[0]
 
 
 def _scaled(parameters: tuple[float, ...], factor: float) -> tuple[float, ...]:

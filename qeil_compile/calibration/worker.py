@@ -12,16 +12,19 @@ progress, then one result.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from qeil_compile.backends import Executable, backend
 from qeil_compile.backends.onnx_tools import whole_program
 from qeil_compile.errors import QeilError, first_line
+from qeil_compile.forms.program import StageProgram
 from qeil_compile.frontends import Traced, trace
 
 from .energy import counter_for, joules
@@ -29,46 +32,95 @@ from .networks import chain_to_cut
 from .suite import suite
 
 #: A turn ends after this many seconds, but not before its second call.
-_TURN_SECONDS = 4e-3
-_MOST_CALLS = 20
-#: ONNX Runtime's threads spin for about 40 ms after a run.
-_LONGEST_SPIN = 0.1
+_TURN_SECONDS = 3e-3
+_MOST_CALLS = 12
 #: Rounds: at least so many, whatever the time; never more than so many.
-_LEAST, _MOST = 3, 15
+_LEAST, _MOST = 2, 15
 
 
-@dataclass
-class _Run:
-    call: Callable[[], object]
-    rounds: list[float] = field(default_factory=list)
+class Pinning:
+    """Keeps the calling thread and an engine's workers on cores of their own while they are timed.
+
+    A scheduler may put a worker that just woke up on the caller's core for some milliseconds, and the engine then runs
+    as with one thread. Workers inherit the cores of the thread that starts them. OpenVINO pins its own.
+    """
+
+    def __init__(self, engine: str, threads: int) -> None:
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._cores = cores if 1 < threads <= len(cores) and engine != "openvino" else []
+        self._workers = self._cores[1:threads]
+
+    def __enter__(self) -> None:
+        """Threads that are started now get the workers' cores."""
+        if self._cores:
+            os.sched_setaffinity(0, self._workers)
+
+    def __exit__(self, *error: object) -> None:
+        """The calling thread takes the first core."""
+        if self._cores:
+            os.sched_setaffinity(0, self._cores[:1])
+
+
+#: Engines whose threads spin after a run (ONNX Runtime: for some 40 ms): of these one model at a time is alive.
+_SPINNING = frozenset(("onnxruntime",))
+
+
+class Run:
+    """A model to be timed: `build` compiles it; the result is kept, unless the engine's idle threads would spin."""
+
+    def __init__(self, build: Callable[[], Callable[[], object]], pin: Pinning, alone: bool) -> None:
+        self._build, self._pin = build, pin
+        self.rounds: list[float] = []
+        self._kept: Callable[[], object] | None = None
+        started = self.call()  # what the engine refuses shows here
+        self._kept = None if alone else started
+
+    def turn(self) -> None:
+        """Time one turn."""
+        self.rounds.append(turn(self.call()))
+
+    def call(self) -> Callable[[], object]:
+        """The running model."""
+        if self._kept is not None:
+            return self._kept
+        with self._pin:
+            return self._build()
+
+
+def alone(engine: str, threads: int) -> bool:
+    """Whether models of this engine have to be timed one at a time."""
+    return engine in _SPINNING and threads != 1
 
 
 def main(arguments: list[str]) -> None:
     """Compile, time, report."""
     engine, device, threads, seconds = arguments[0], arguments[1], int(arguments[2]), float(arguments[3])
     started = time.perf_counter()
+    pin = Pinning(engine, threads)
     builds = suite()
-    runs: dict[str, _Run] = {}
+    single = alone(engine, threads)
+    runs: dict[str, Run] = {}
     refused: dict[str, str] = {}
     for k, build in enumerate(builds):
         network = build()
         try:
-            runs[network.name] = _Run(prepared(trace(network.model), engine, device, threads))
+            model = Model.of(trace(network.model))
+            runs[network.name] = Run(partial(model.start, engine, device, threads), pin, single)
         except QeilError as error:
             refused[network.name] = first_line(error)
         _say({"done": 0.3 * (k + 1) / len(builds)})
     counter = counter_for(engine, device)
     reserved = _ENERGY_SECONDS * len(_energetic(runs)) if counter else 0.0
-    stages = _stages(engine, device, threads)
+    stages = _stages(engine, device, threads, pin, single)
     runs |= stages
     for r in range(_MOST):
         used = (time.perf_counter() - started) / max(seconds - reserved, 1e-3)
         if r >= _LEAST and used > 1.0 - 1.0 / (r + 1.5):  # another round would not fit
             break
         for run in runs.values():
-            run.rounds.append(turn(run.call))
+            run.turn()
         _say({"done": min(0.3 + 0.7 * max(used, r / _MOST), 1.0)})
-    energy = {name: joules(counter, runs[name].call, _ENERGY_SECONDS) for name in _energetic(runs)} if counter else {}
+    energy = {name: joules(counter, runs[name].call(), _ENERGY_SECONDS) for name in _energetic(runs)} if counter else {}
     _say({
         "seconds": {name: run.rounds for name, run in runs.items() if name not in stages},
         "stages": {name: run.rounds for name, run in stages.items()},
@@ -82,50 +134,63 @@ def main(arguments: list[str]) -> None:
 _ENERGY_SECONDS = 1.0
 
 
-def _energetic(runs: dict[str, _Run]) -> list[str]:
+def _energetic(runs: dict[str, Run]) -> list[str]:
     """Networks whose energy is read: from all arithmetic to all traffic."""
     return [n for n in runs if n.startswith(("gemm", "Add", "conv 1x1"))][::4]
 
 
-def prepared(traced: Traced, engine: str, device: str, threads: int) -> Callable[[], object]:
-    """A call of the whole model with its sample inputs on an engine. Raises `BackendError`."""
-    run = _compiled(traced, engine, device, threads, None)
-    inputs = [np.ascontiguousarray(traced.samples[n]) for n in traced.graph.inputs]
-    run(inputs)
-    return lambda: run(inputs)
+@dataclass(frozen=True)
+class Model:
+    """A stage program with its weights and inputs, ready for any engine."""
+
+    program: StageProgram
+    weights: Mapping[str, np.ndarray]
+    inputs: Sequence[np.ndarray]
+
+    @staticmethod
+    def of(traced: Traced, program: StageProgram | None = None) -> Model:
+        """The whole model, or one program cut from it, with the sample inputs of the whole."""
+        program = program or whole_program(traced.source)
+        weights = {n: traced.source.weight(k) for n, k in program.weights.items()}
+        return Model(program, weights, [np.ascontiguousarray(traced.samples[n]) for n in traced.graph.inputs])
+
+    def compile(self, engine: str, device: str, threads: int) -> Executable:
+        """Raises `BackendError`."""
+        return backend(engine).compile(self.program, self.weights, device, threads=threads)
+
+    def start(self, engine: str, device: str, threads: int) -> Callable[[], object]:
+        """A call with the inputs; it has run once. Raises `BackendError`."""
+        run = self.compile(engine, device, threads)
+        run(self.inputs)
+        return lambda: run(self.inputs)
 
 
-def _compiled(traced: Traced, engine: str, device: str, threads: int, ops: list[int] | None) -> Executable:
-    source, graph = traced.source, traced.graph
-    if ops is None:
-        program = whole_program(source)
-    else:
-        inputs, outputs = graph.ops[ops[0]].inputs[:1], graph.ops[ops[-1]].outputs[:1]
-        program = source.cut("onnx", ops, inputs, outputs)
-    weights = {n: source.weight(k) for n, k in program.weights.items()}
-    return backend(engine).compile(program, weights, device, threads=threads)
-
-
-def _stages(engine: str, device: str, threads: int) -> dict[str, _Run]:
+def _stages(engine: str, device: str, threads: int, pin: Pinning, single: bool) -> dict[str, Run]:
     """One chain as a single stage, and cut at every operator: the difference is what boundaries cost."""
     traced = trace(chain_to_cut().model)
-    count = len(traced.graph.ops)
-    whole = _compiled(traced, engine, device, threads, None)
-    cut = [_compiled(traced, engine, device, threads, [i]) for i in range(count)]
-    first = [np.ascontiguousarray(traced.samples[traced.graph.inputs[0]])]
+    graph, whole = traced.graph, Model.of(traced)
+    count = len(graph.ops)
 
-    def chained() -> object:
-        values = first
-        for run in cut:
-            values = list(run(values))
-        return values
+    def chain() -> Callable[[], object]:
+        programs = [traced.source.cut("onnx", [i], op.inputs[:1], op.outputs[:1]) for i, op in enumerate(graph.ops)]
+        cut = [Model.of(traced, p).compile(engine, device, threads) for p in programs]
 
-    return {"whole": _Run(lambda: whole(first)), f"cut {count}": _Run(chained)}
+        def chained() -> object:
+            values = whole.inputs
+            for run in cut:
+                values = list(run(values))
+            return values
+
+        return chained
+
+    return {
+        "whole": Run(partial(whole.start, engine, device, threads), pin, single),
+        f"cut {count}": Run(chain, pin, single),
+    }
 
 
 def turn(call: Callable[[], object]) -> float:
     """Seconds of the fastest of a few calls in a row [s], after one that does not count."""
-    _settle()
     call()
     best, started = np.inf, time.perf_counter()
     for k in range(_MOST_CALLS):
@@ -136,16 +201,6 @@ def turn(call: Callable[[], object]) -> float:
         if k and now - started > _TURN_SECONDS:
             break
     return float(best)
-
-
-def _settle() -> None:
-    """Wait until threads of an earlier call no longer spin: they would take the cores from the next one."""
-    until = time.perf_counter() + _LONGEST_SPIN
-    while time.perf_counter() < until:
-        busy, clock = time.process_time(), time.perf_counter()
-        time.sleep(5e-4)
-        if time.process_time() - busy < 0.5 * (time.perf_counter() - clock):
-            return
 
 
 def _say(data: object) -> None:

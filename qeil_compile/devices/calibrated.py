@@ -68,6 +68,10 @@ _SAME = {
 _PLAIN_PRODUCTS = frozenset(("matmul", "gemm", "linear", "mm", "addmm", "bmm", "baddbmm", "fusedmatmul", "einsum"))
 
 
+#: Products of so few rows only stream their weights, and engines have kernels of their own for them.
+_FEW_ROWS = 2
+
+
 def canonical(type_: str) -> str:
     """One name for an operation in both dialects: `layer_norm` and `LayerNormalization` agree."""
     plain = type_.replace("_", "").lower()
@@ -81,7 +85,8 @@ def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: f
     """
     wide = "" if dtype in ("float32", "float64", "int64", "int32", "bool") else f" {dtype}"
     if kind in ("gemm", "gemv"):
-        form = "gemm of activations" if not weights else "gemm with sum" if added else "gemm"
+        product = "gemv" if len(dims) == 4 and dims[1] <= _FEW_ROWS else "gemm"
+        form = f"{product} of activations" if not weights else f"{product} with sum" if added else product
         plain = canonical(type_)
         return f"{form}{wide}" if plain in _PLAIN_PRODUCTS else f"{form} {plain}{wide}"
     if kind == "conv" and len(dims) == 9:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
-from qeil_compile.calibration.worker import prepared, turn
+from qeil_compile.calibration.worker import Model, Pinning, Run, alone
 from qeil_compile.errors import QeilError, first_line
 
 from .host_models import host_models
@@ -20,16 +21,19 @@ from .host_models import host_models
 def main(arguments: list[str]) -> None:
     """Compile, time in turns, report."""
     folder, engine, device, threads, rounds = arguments[0], *arguments[1:3], int(arguments[3]), int(arguments[4])
-    calls, refused = {}, {}
+    pin = Pinning(engine, threads)
+    single = alone(engine, threads)
+    runs: dict[str, Run] = {}
+    refused: dict[str, str] = {}
     for name, build in host_models(Path(folder)).items():
         try:
-            calls[name] = prepared(build(), engine, device, threads)
+            runs[name] = Run(partial(Model.of(build()).start, engine, device, threads), pin, single)
         except QeilError as error:
             refused[name] = first_line(error)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, call in calls.items():
-            seconds[name].append(turn(call))
+        for run in runs.values():
+            run.turn()
+    seconds = {name: run.rounds for name, run in runs.items()}
     print(json.dumps({"seconds": seconds, "refused": refused}), flush=True)
 
 
