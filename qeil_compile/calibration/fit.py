@@ -33,7 +33,7 @@ _REFERENCE = "gemv"
 #: What a measurement is believed to be wrong by, as a share: noise, and what no smooth form can say.
 _ERROR = 0.05
 #: How far the factor of a kind among other kinds may stray from 1 (standard deviation of its logarithm).
-_COMPANY = 0.1
+_COMPANY = 0.06
 _HEAD_STRAY = (1.0, 1.0, 1.0, 0.7)
 
 
@@ -170,9 +170,12 @@ def _in_company(found: Fitted, composites: Sequence[Sample]) -> Fitted:
     measured = np.array([s.seconds for s in composites]) - found.entry
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.log(shares @ np.exp(logs) / measured) / _ERROR, logs / _COMPANY])
+        errors = np.log(shares @ np.exp(logs) / measured) / _ERROR
+        # Soft L1 for the networks, of which some mislead; squares for the factors, which must not run away.
+        soft = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2) - 1.0))
+        return np.concatenate([soft, logs / _COMPANY])
 
-    factors = np.exp(least_squares(residuals, np.zeros(len(kinds)), loss="soft_l1").x)
+    factors = np.exp(least_squares(residuals, np.zeros(len(kinds))).x)
     scale = dict(zip(kinds, factors, strict=True))
     families = {f: _scaled(p, float(scale.get(_kind(f), 1.0))) for f, p in found.families.items()}
     return replace(found, families=families, company={k: float(v) for k, v in scale.items()})

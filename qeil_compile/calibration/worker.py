@@ -33,6 +33,8 @@ from .suite import suite
 
 #: A turn ends after this many seconds, but not before its second call.
 _TURN_SECONDS = 3e-3
+#: A core that slept takes some milliseconds until it is back at its speed.
+_WARM_SECONDS = 6e-3
 _MOST_CALLS = 12
 #: Rounds: at least so many, whatever the time; never more than so many.
 _LEAST, _MOST = 2, 15
@@ -152,7 +154,7 @@ class Model:
         """The whole model, or one program cut from it, with the sample inputs of the whole."""
         program = program or whole_program(traced.source)
         weights = {n: traced.source.weight(k) for n, k in program.weights.items()}
-        return Model(program, weights, [np.ascontiguousarray(traced.samples[n]) for n in traced.graph.inputs])
+        return Model(program, weights, [np.asarray(traced.samples[n], order="C") for n in traced.graph.inputs])
 
     def compile(self, engine: str, device: str, threads: int) -> Executable:
         """Raises `BackendError`."""
@@ -190,8 +192,12 @@ def _stages(engine: str, device: str, threads: int, pin: Pinning, single: bool) 
 
 
 def turn(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few calls in a row [s], after one that does not count."""
+    """Seconds of the fastest of a few calls in a row [s], after some that do not count: at least one, and so many that
+    sleeping threads are awake."""
+    until = time.perf_counter() + _WARM_SECONDS
     call()
+    while time.perf_counter() < until:
+        call()
     best, started = np.inf, time.perf_counter()
     for k in range(_MOST_CALLS):
         before = time.perf_counter()
