@@ -20,7 +20,6 @@ from qeil_compile.calibration.suite import suite
 from qeil_compile.devices import calibrations
 from qeil_compile.devices.calibrated import (
     FEATURES,
-    PARAMETERS,
     Calibration,
     Memory,
     Residuals,
@@ -59,7 +58,7 @@ def measured(*shapes: tuple[int, int, int], repeats: int) -> Sample:
 
 GRID = [
     measured((m, k, n), repeats=r)
-    for m in (1, 4, 16, 64, 256)
+    for m in (3, 6, 16, 64, 256)
     for k, n in ((64, 64), (128, 512), (512, 512), (1024, 2048), (2048, 256))
     for r in (1, 8)
 ]
@@ -145,15 +144,25 @@ def a_calibration(**changed: object) -> Calibration:
 
 
 def test_a_family_that_was_not_measured_takes_the_middle_of_its_kind() -> None:
-    calibration = a_calibration(
-        families={
-            "elementwise add": (1e-6, 1e-9, 1e10, 1.0, *[1.0] * FEATURES),
-            "elementwise tanh": (1e-6, 1e-9, 4e10, 1.0, *[1.0] * FEATURES),
-            "gemm": (1e-3, 1e-9, 1e8, 1.0, *[1.0] * FEATURES),
-        }
-    )
-    rate = calibration._parameters("elementwise erf")[PARAMETERS.index("rate")]
-    assert rate == pytest.approx(2e10)
+    def priced(families: dict[str, float], type_: str) -> float:
+        parameters = {f: (1e-9, 1e-12, rate, 1e-9, *[1e-9] * FEATURES) for f, rate in families.items()}
+        one = np.ones(1)
+        table = KernelTable(("elementwise",), ((),), ("float32",), (type_,), 1e9 * one, one, 0 * one, one, np.zeros(1))
+        return float(a_calibration(families=parameters).seconds(table)[0])
+
+    known = {"elementwise add": 1e10, "elementwise tanh": 4e10, "gemm": 1e8}
+    assert priced(known, "Erf") == pytest.approx(1e9 / 2e10, rel=1e-3)
+    assert priced(known, "Tanh") == pytest.approx(1e9 / 4e10, rel=1e-3)
+
+
+def test_composites_scale_a_kind_and_leave_the_others() -> None:
+    slower = [
+        replace(s, name=f"whole {k}", seconds=1e-5 + 1.2 * (s.seconds - 1e-5), composite=True)
+        for k, s in enumerate(GRID[4:12])
+    ]
+    alone, together = fit(GRID, 4e7), fit([*GRID, *slower], 4e7)
+    assert 1.08 < together.company["gemm"] < 1.22
+    assert together.families["gemm"][2] == pytest.approx(alone.families["gemm"][2] / together.company["gemm"])
 
 
 def test_json_round_trip_keeps_every_price() -> None:
