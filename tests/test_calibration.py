@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import qeil_compile.calibration.run as run_module
+import qeil_compile.calibration.suite as suite_module
 from qeil_compile import api
 from qeil_compile.calibration import worker
 from qeil_compile.calibration.energy import Counter, hwmon, joules, perf, rapl
@@ -274,7 +275,7 @@ def test_measure_fit_store_and_price_on_a_real_engine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(worker, "suite", small_suite)
-    monkeypatch.setattr(run_module, "suite", lambda: small_suite()[:-1])
+    monkeypatch.setattr(suite_module, "suite", lambda: small_suite()[:-1])
 
     def measure(engine: str, device: str, threads: int, seconds: float, progress: object) -> object:
         worker.main([engine, device, str(threads), "0.5"])

@@ -148,7 +148,7 @@ def partition(costs: CostTable, settings: PartitionSettings | None = None) -> Fr
     reference = _reference(costs, allowed)
     for name, scale in SCALES.items():
         weights = (scale[0] / reference[0], scale[1] / reference[1])
-        strategies[f"greedy {name}"] = lambda w=weights: greedy(costs, allowed, w)  # type: ignore[misc]
+        strategies[f"greedy {name}"] = lambda w=weights: _greedy_that_fits(costs, allowed, w)  # type: ignore[misc]
         strategies[f"chain {name}"] = lambda w=weights: chain(costs, allowed, w)  # type: ignore[misc]
     chosen = [n for n in strategies if not settings.only or any(n.startswith(o) for o in settings.only)]
     if not chosen:
@@ -178,6 +178,22 @@ def partition(costs: CostTable, settings: PartitionSettings | None = None) -> Fr
         )
     notes = (*misfits, *too_hot, *thermal_note(costs))
     return Front(costs, tuple(found.values()), _lower_bounds(costs, allowed), notes)
+
+
+def _greedy_that_fits(costs: CostTable, allowed: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
+    """Greedy counts weights only; where activations then lack room, it leaves what they took and tries again."""
+    kept: dict[str, int] = {}
+    for _ in range(3):
+        assignment = greedy(costs, allowed, weights, kept)
+        result = evaluate(costs, assignment, "").schedule
+        if not does_not_fit(costs, result):
+            break
+        pools = {d.name: d.pool for d in costs.target.devices}
+        arenas: dict[str, int] = {}
+        for state in result.devices:
+            arenas[pools[state.device]] = arenas.get(pools[state.device], 0) + state.arena_bytes
+        kept = {pool: max(n, kept.get(pool, 0)) for pool, n in arenas.items()}
+    return assignment
 
 
 def evaluate(costs: CostTable, assignment: Sequence[int] | np.ndarray, strategy: str) -> Candidate:

@@ -5,17 +5,27 @@ Keeps account of weight bytes, so that a model larger than one memory spreads ov
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from qeil_compile.passes.annotate import CostTable
 from qeil_compile.passes.memory import usable
 
 
-def greedy(costs: CostTable, allowed: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
-    """Placement index per group, int64[groups], for a scalarisation of latency and energy."""
+def greedy(
+    costs: CostTable, allowed: np.ndarray, weights: tuple[float, float], kept: Mapping[str, int] | None = None
+) -> np.ndarray:
+    """Placement index per group, int64[groups], for a scalarisation of latency and energy.
+
+    `kept` [B] by pool is room that weights leave to activations.
+    """
     wl, we = weights
     graph, groups = costs.groups.graph, costs.groups
-    pools = {d.pool: usable(costs.target, d.pool, costs.conditions) for d in costs.target.devices}
+    pools = {
+        d.pool: usable(costs.target, d.pool, costs.conditions) - (kept or {}).get(d.pool, 0)
+        for d in costs.target.devices
+    }
     placed: set[tuple[str, str]] = set()
     before: dict[int, dict[str, int]] = {}
     for a, b, tensor in groups.edges:

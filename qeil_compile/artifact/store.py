@@ -218,7 +218,8 @@ def _swap(result: Path, path: Path, work: Path, overwrite: bool) -> None:
         # Checked again: another process may have written the same path in the meantime.
         _check_replaceable(path, overwrite)
         try:
-            if os.path.lexists(path) and (path.is_dir() or result.is_dir()):
+            # Without leave to overwrite, what came there after the check is another writer's: it stays.
+            if overwrite and os.path.lexists(path) and (path.is_dir() or result.is_dir()):
                 with contextlib.suppress(FileNotFoundError):
                     path.rename(replaced)
             _move(result, path, overwrite)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .fit import COMPOSITE
 from .networks import Chain, Network
-
-KIND = "composite"
 
 
 class _Builder(Chain):
@@ -44,7 +43,7 @@ def mobile(first: int, side: int, blocks: int) -> Network:
         x = b.node("Relu", b.conv(x, channels, channels, 3, 2 if halve else 1, channels))
         x = b.node("Relu", b.conv(x, channels, channels * (1 + halve), 1))
         channels *= 1 + halve
-    return b.network(f"mobile {first} {side} {blocks}", KIND, b.node("GlobalAveragePool", x))
+    return b.network(f"mobile {first} {side} {blocks}", COMPOSITE, b.node("GlobalAveragePool", x))
 
 
 def residual(first: int, side: int) -> Network:
@@ -61,7 +60,7 @@ def residual(first: int, side: int) -> Network:
             short = x if block else b.conv(x, channels, 4 * width, 1, stride)
             x, channels = b.node("Relu", b.node("Add", y, short)), 4 * width
     flat = b.node("Flatten", b.node("GlobalAveragePool", x))
-    return b.network(f"residual {first} {side}", KIND, b.linear(flat, channels, 500))
+    return b.network(f"residual {first} {side}", COMPOSITE, b.linear(flat, channels, 500))
 
 
 def decoder(rows: int, past: int, width: int, heads: int, layers: int, vocab: int) -> Network:
@@ -84,7 +83,7 @@ def decoder(rows: int, past: int, width: int, heads: int, layers: int, vocab: in
         hidden = b.node("Gelu", b.linear(b.norm(x, width), width, 4 * width), approximate="tanh")
         x = b.node("Add", x, b.linear(hidden, 4 * width, width))
     logits = b.node("MatMul", b.norm(x, width), b.weight(width, vocab, fan=width))
-    return b.network(f"decoder {rows} after {past} {width}x{layers} to {vocab}", KIND, logits, *outputs)
+    return b.network(f"decoder {rows} after {past} {width}x{layers} to {vocab}", COMPOSITE, logits, *outputs)
 
 
 def speech(channels: int, steps: int) -> Network:
@@ -101,7 +100,7 @@ def speech(channels: int, steps: int) -> Network:
     w, r = (b.weight(1, 4 * channels, channels, fan=channels) for _ in range(2))
     y = b.node("Squeeze", b.node("LSTM", x, w, r, "", "", "x1", "x1", hidden_size=channels), b.ints(1))
     score = b.node("Sigmoid", b.linear(b.node("Relu", y), channels, 1))
-    return b.network(f"speech {channels} {steps}", KIND, b.node("ReduceMean", score, b.ints(0, 1), keepdims=1))
+    return b.network(f"speech {channels} {steps}", COMPOSITE, b.node("ReduceMean", score, b.ints(0, 1), keepdims=1))
 
 
 def boxes(rows: int) -> Network:
@@ -114,4 +113,4 @@ def boxes(rows: int) -> Network:
     size = b.node("Mul", b.node("Exp", size), anchor)
     low, high = b.node("Sub", centre, size), b.node("Add", centre, size)
     scores = b.node("Softmax", b.node("Concat", low, high, axis=2), axis=2)
-    return b.network(f"boxes {rows}", KIND, scores, b.node("Concat", low, high, axis=2))
+    return b.network(f"boxes {rows}", COMPOSITE, scores, b.node("Concat", low, high, axis=2))

@@ -24,6 +24,8 @@ from qeil_compile.devices.calibrated import (
     kernel_slopes,
 )
 
+#: Kind of the networks that hold kernels of several kinds.
+COMPOSITE = "composite"
 #: Families whose shapes vary in several directions keep residuals.
 _SHAPED = ("gemm", "gemv", "conv")
 #: How far the logarithm of a parameter may stray from its prior (standard deviation), in the order of `PARAMETERS`.

@@ -25,9 +25,7 @@ from qeil_compile.passes.count import OpCount, count
 from qeil_compile.passes.fuse import fuse
 from qeil_compile.passes.kernels import kernel_table
 
-from .composites import KIND as COMPOSITE
-from .fit import Sample, fit
-from .suite import suite
+from .fit import COMPOSITE, Sample, fit
 
 #: Graph, counts and kind of a network.
 Counted = tuple[OpGraph, Sequence[OpCount], str]
@@ -136,6 +134,9 @@ def _fitted(
 
 def _graphs() -> dict[str, Counted]:
     """Graph and counts of every network; the models themselves hold a gigabyte of weights and are let go."""
+    # The networks need onnx: whoever only imports the ways in must not load it.
+    from .suite import suite
+
     found: dict[str, Counted] = {}
     for build in suite():
         network = build()
