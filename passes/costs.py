@@ -113,7 +113,9 @@ class CostTable:
     def entry(self, q: int) -> float:
         """Seconds of the first stage's call."""
         place = self.placements[q]
-        own = None if self.calibration is None else self.calibration.entry(place.spec)
+        graph = self.groups.graph
+        tensors = len(graph.inputs) + len(graph.outputs)
+        own = None if self.calibration is None else self.calibration.entry(place.spec, tensors)
         return engine_constants()[place.engine].stage_seconds.value if own is None else own
 
     def transfer(self, p: int, q: int, nbytes: float) -> tuple[float, float]:

@@ -74,6 +74,11 @@ def test_a_fit_finds_the_machine_again_on_shapes_that_it_never_saw() -> None:
     assert found.spread["gemm"] < 0.02
 
 
+def test_what_each_input_and_output_costs_is_found() -> None:
+    many = [replace(s, tensors=2 + k % 9, seconds=s.seconds + 4e-6 * (k % 9)) for k, s in enumerate(GRID)]
+    assert fit(many, 4e7).per_tensor == pytest.approx(4e-6, rel=0.2)
+
+
 def test_a_spoiled_measurement_does_not_bend_the_fit() -> None:
     spoiled = [replace(s, seconds=s.seconds * 20) if k in (3, 17) else s for k, s in enumerate(GRID)]
     found = fit(spoiled, 4e7)
@@ -83,7 +88,7 @@ def test_a_spoiled_measurement_does_not_bend_the_fit() -> None:
 
 
 def test_the_jacobian_is_that_of_the_residuals() -> None:
-    problem = _Problem(GRID[:8], 4e7)
+    problem = _Problem([replace(s, tensors=2 + k % 4) for k, s in enumerate(GRID[:8])], 4e7)
     at = problem.prior + np.random.default_rng(0).normal(0, 0.3, len(problem.prior))
     exact = problem.jacobian(at)
     for k in range(len(at)):
@@ -170,12 +175,13 @@ def test_json_round_trip_keeps_every_price() -> None:
     found = fit(GRID, 4e7)
     calibration = Calibration(
         "e", "CPU", 1, "1", LANES, found.entry, found.memory, found.families, found.residuals, found.spread,
-        {"energy": "none"}, 2e-5, 0.01, {"power_const": 3.0},
+        {"energy": "none"}, 2e-5, 0.01, {"power_const": 3.0}, 2e-6,
     )  # fmt: skip
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
     table = products((3, 100, 200), (64, 64, 64))
     assert again.seconds(table) == pytest.approx(calibration.seconds(table))
     assert (again.boundary, again.missing, again.energy) == (2e-5, {"energy": "none"}, {"power_const": 3.0})
+    assert again.call(5) == pytest.approx(found.entry + 3 * 2e-6)
 
 
 def test_a_calibration_belongs_to_an_engine_version_a_device_and_a_number_of_threads() -> None:

@@ -36,24 +36,30 @@ _REFERENCE = "gemv"
 _ERROR = 0.05
 #: How far the factor of a kind among other kinds may stray from 1 (standard deviation of its logarithm).
 _COMPANY = 0.06
-_HEAD_STRAY = (1.0, 1.0, 1.0, 0.7)
+_HEAD_STRAY = (1.0, 1.0, 1.0, 1.0, 0.7)
+#: Parameters before those of the families: entry, per tensor, and the three of the memory.
+_HEAD = len(_HEAD_STRAY)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One network: its kernels, and the median over the rounds of its time for one call [s]."""
+    """One network: its kernels, the median over the rounds of its time for one call [s], and how many inputs and
+    outputs it has."""
 
     name: str
     rows: Rows
     seconds: float
     composite: bool = False
+    tensors: int = 2
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Entry [s], memory levels, parameters by family, residuals, and relative errors by family."""
+    """Entry [s], seconds per further input or output, memory levels, parameters and residuals by family, and the
+    relative errors that are left."""
 
     entry: float
+    per_tensor: float
     memory: Memory
     families: Mapping[str, tuple[float, ...]]
     residuals: Mapping[str, Residuals]
@@ -62,7 +68,7 @@ class Fitted:
 
 
 class _Problem:
-    """Parameters as one vector of logarithms: entry, memory (3), then a block per family."""
+    """Parameters as one vector of logarithms: entry, per tensor, memory (3), then a block per family."""
 
     def __init__(self, samples: Sequence[Sample], cache_bytes: float) -> None:
         self.samples = samples
@@ -71,11 +77,12 @@ class _Problem:
         self.rows, self.sample, self.count = _merged([s.rows for s in samples])
         self.family = np.array([place[f] for f in self.rows.families])
         self.measured = np.array([s.seconds for s in samples])
+        self.tensors = np.array([s.tensors - 2.0 for s in samples])
         flops = np.bincount(self.sample, self.rows.flops * self.count, minlength=len(samples))
         self.prior, self.stray = self._priors(float(np.max(flops / self.measured)), cache_bytes)
 
     def _priors(self, rate: float, cache_bytes: float) -> tuple[np.ndarray, np.ndarray]:
-        head = [8e-6, 5e10, 2e10, max(cache_bytes, 1e6) / 2]
+        head = [8e-6, 1e-6, 5e10, 2e10, max(cache_bytes, 1e6) / 2]
         values, stray = [*head], [*_HEAD_STRAY]
         for name in self.names:
             shaped = name.startswith(_SHAPED)
@@ -86,18 +93,18 @@ class _Problem:
             stray += own.tolist()
         return np.log(values), np.array(stray)
 
-    def unpack(self, logs: np.ndarray) -> tuple[float, Memory, np.ndarray]:
+    def unpack(self, logs: np.ndarray) -> tuple[float, float, Memory, np.ndarray]:
         values = np.exp(logs)
-        memory = Memory(float(values[1]), float(values[2]), float(values[3]))
-        return float(values[0]), memory, values[4:].reshape(len(self.names), len(PARAMETERS))
+        memory = Memory(*(float(v) for v in values[2:_HEAD]))
+        return float(values[0]), float(values[1]), memory, values[_HEAD:].reshape(len(self.names), len(PARAMETERS))
 
     def by_sample(self, seconds: np.ndarray) -> np.ndarray:
         """Sum over the kernels of each network."""
         return np.bincount(self.sample, seconds * self.count, minlength=len(self.samples))
 
     def totals(self, logs: np.ndarray) -> np.ndarray:
-        entry, memory, table = self.unpack(logs)
-        return entry + self.by_sample(kernel_seconds(self.rows, table[self.family], memory))
+        entry, per_tensor, memory, table = self.unpack(logs)
+        return entry + per_tensor * self.tensors + self.by_sample(kernel_seconds(self.rows, table[self.family], memory))
 
     def residuals(self, logs: np.ndarray) -> np.ndarray:
         """Relative errors of the networks, then distances from the priors, both in standard deviations."""
@@ -107,13 +114,13 @@ class _Problem:
 
     def jacobian(self, logs: np.ndarray) -> np.ndarray:
         """Derivatives of `residuals`."""
-        entry, memory, table = self.unpack(logs)
+        entry, per_tensor, memory, table = self.unpack(logs)
         slopes = kernel_slopes(self.rows, table[self.family], memory)
         columns = np.zeros((len(self.samples), len(logs)))
-        columns[:, 0] = entry
+        columns[:, 0], columns[:, 1] = entry, per_tensor * self.tensors
         for k in range(3):
-            columns[:, 1 + k] = self.by_sample(slopes[:, k])
-        where = 4 + self.family[:, None] * len(PARAMETERS) + np.arange(len(PARAMETERS))
+            columns[:, 2 + k] = self.by_sample(slopes[:, k])
+        where = _HEAD + self.family[:, None] * len(PARAMETERS) + np.arange(len(PARAMETERS))
         np.add.at(columns, (self.sample[:, None], where), slopes[:, 3:] * self.count[:, None])
         return np.concatenate([columns / self.totals(logs)[:, None] / _ERROR, np.diag(1.0 / self.stray)])
 
@@ -169,7 +176,7 @@ def _in_company(found: Fitted, composites: Sequence[Sample]) -> Fitted:
         seconds = priced(found, s.rows)
         for k, t in zip(s.rows.families, seconds, strict=True):
             shares[i, kinds.index(_kind(k))] += t
-    measured = np.array([s.seconds for s in composites]) - found.entry
+    measured = np.array([s.seconds - found.entry - found.per_tensor * (s.tensors - 2) for s in composites])
 
     def residuals(logs: np.ndarray) -> np.ndarray:
         errors = np.log(shares @ np.exp(logs) / measured) / _ERROR
@@ -203,7 +210,7 @@ def _fit_chains(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
     found = least_squares(
         problem.residuals, problem.prior, problem.jacobian, loss="soft_l1", tr_solver="lsmr", max_nfev=100
     )
-    entry, memory, table = problem.unpack(found.x)
+    entry, per_tensor, memory, table = problem.unpack(found.x)
     error = np.log(problem.measured / problem.totals(found.x))
     main = _main_family(problem, found.x)
     families = {f: tuple(float(v) for v in table[i]) for i, f in enumerate(problem.names)}
@@ -213,12 +220,12 @@ def _fit_chains(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
         if f.startswith(_SHAPED) and (main == i).sum() > 2
     }
     spread = {f: float(np.median(np.abs(error[main == i]))) for i, f in enumerate(problem.names) if (main == i).any()}
-    return Fitted(entry, memory, families, residuals, spread)
+    return Fitted(entry, per_tensor, memory, families, residuals, spread)
 
 
 def _main_family(problem: _Problem, logs: np.ndarray) -> np.ndarray:
     """The family that takes most of each network's time, -1 where none takes two thirds."""
-    _, memory, table = problem.unpack(logs)
+    _, _, memory, table = problem.unpack(logs)
     seconds = kernel_seconds(problem.rows, table[problem.family], memory) * problem.count
     shares = np.zeros((len(problem.samples), len(problem.names)))
     np.add.at(shares, (problem.sample, problem.family), seconds)

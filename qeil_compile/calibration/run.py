@@ -112,11 +112,14 @@ def _fitted(
 ) -> Calibration:
     rounds = {name: np.array(r) for name, r in measured["seconds"].items()}
     tables = {n: kernel_table(fuse(g, c), c, engine) for n, (g, c, _) in graphs.items() if n in rounds}
+    tensors = {n: len(g.inputs) + len(g.outputs) for n, (g, _, _) in graphs.items()}
     composite = {n: kind == COMPOSITE for n, (_, _, kind) in graphs.items()}
     facts = cpu_facts()
     # A GPU's vectors are warps: its kernels fill up to them in the same way.
     lanes = vector_lanes(facts.flags) if device.lower().startswith("cpu") else 32
-    samples = [Sample(n, Rows.of(tables[n], lanes), float(np.median(rounds[n])), composite[n]) for n in tables]
+    samples = [
+        Sample(n, Rows.of(tables[n], lanes), float(np.median(rounds[n])), composite[n], tensors[n]) for n in tables
+    ]
     if not samples:
         reason = next(iter(measured["refused"].values()), "no network ran")
         raise QeilError(f"{engine}:{device}: nothing could be measured ({reason}); see `qeil devices`")
@@ -129,6 +132,7 @@ def _fitted(
     return Calibration(
         engine, device, threads or facts.cores, backend(engine).version(), lanes, found.entry, found.memory,
         found.families, found.residuals, found.spread, missing, _boundary(measured["stages"]), float(noise), energy,
+        found.per_tensor,
     )  # fmt: skip
 
 

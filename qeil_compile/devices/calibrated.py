@@ -283,8 +283,9 @@ def _parameters(families: Mapping[str, tuple[float, ...]], name: str) -> tuple[f
 class Calibration:
     """What was measured of one engine and device at one number of threads.
 
-    `lanes` fp32 numbers fill a vector of the device. `entry` [s] is what a call of a stage costs and `boundary` [s] one
-    more call in a chain of stages (None: not measured). `families` maps a family to its parameters in the order of
+    `lanes` fp32 numbers fill a vector of the device. `entry` [s] is what a call of a stage with one input and
+    one output costs, `per_tensor` [s] each further one, and `boundary` [s] one more call in a chain of stages (None:
+    not measured). `families` maps a family to its parameters in the order of
     `PARAMETERS`, `spread` to the relative error that the fit leaves on its own measurements, `noise` is the median
     relative spread of the measurements between rounds. `energy` holds coefficients (power_const [W], energy_per_flop
     [J/FLOP], energy_per_byte [J/B]) where a counter could be read. `missing` says what could not be fitted and why.
@@ -304,6 +305,11 @@ class Calibration:
     boundary: float | None = None
     noise: float = 0.0
     energy: Mapping[str, float] = field(default_factory=dict)
+    per_tensor: float = 0.0
+
+    def call(self, tensors: int) -> float:
+        """What a call of a stage with so many inputs and outputs costs beside its kernels [s]."""
+        return self.entry + self.per_tensor * max(0, tensors - 2)
 
     def seconds(self, kernels: KernelTable) -> np.ndarray:
         """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
@@ -330,6 +336,7 @@ class Calibration:
             "boundary": self.boundary,
             "noise": self.noise,
             "energy": dict(self.energy),
+            "per_tensor": self.per_tensor,
         }
 
     @staticmethod
@@ -353,4 +360,5 @@ class Calibration:
             None if data["boundary"] is None else float(data["boundary"]),
             float(data["noise"]),
             {f: float(v) for f, v in data["energy"].items()},
+            float(data["per_tensor"]),
         )

@@ -32,9 +32,9 @@ class Calibrations:
         calibration = self.found.get(spec)
         return None if calibration is None else calibration.seconds(kernels)
 
-    def entry(self, spec: str) -> float | None:
-        """What a call of a stage costs [s]; None for a placement that is not calibrated."""
-        return self.found[spec].entry if spec in self.found else None
+    def entry(self, spec: str, tensors: int) -> float | None:
+        """What a call of a stage with so many inputs and outputs costs [s]; None for what is not calibrated."""
+        return self.found[spec].call(tensors) if spec in self.found else None
 
     def boundary(self, spec: str) -> float | None:
         """What a boundary between two calls of this engine costs [s]; None where it was not measured."""

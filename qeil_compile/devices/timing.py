@@ -22,8 +22,8 @@ class Calibration(Protocol):
     def seconds(self, spec: str, kernels: KernelTable) -> np.ndarray | None:
         """Seconds of each kernel on placement `spec`, launches included; None where nothing was fitted."""
 
-    def entry(self, spec: str) -> float | None:
-        """Seconds of a stage's call; None where nothing was fitted."""
+    def entry(self, spec: str, tensors: int) -> float | None:
+        """Seconds of the call of a stage with so many inputs and outputs; None where nothing was fitted."""
 
     def boundary(self, spec: str) -> float | None:
         """Seconds of one more call in a chain of stages of this engine; None where it was not measured."""

@@ -55,7 +55,9 @@ def evaluate(
             for name, times in measured["seconds"].items():
                 graph, counts = graphs[name]
                 kernels = kernel_table(fuse(graph, counts), counts, engine)
-                model = calibration.entry + float(calibration.seconds(kernels).sum())
+                model = calibration.call(len(graph.inputs) + len(graph.outputs)) + float(
+                    calibration.seconds(kernels).sum()
+                )
                 label = f"{name}, {spec}, {n} thread{'s' * (n > 1)}"
                 roofline = _roofline(calibration, kernels.flops, kernels.nbytes)
                 points.append(Point(label, name, float(np.median(times)), model, {"roofline": roofline}))
