@@ -331,7 +331,7 @@ class _Clock:
 def calibrate(
     specs: Sequence[str] | None = None,
     threads: Sequence[int] = (),
-    seconds: float = 80.0,
+    seconds: float = 66.0,
     progress: Callable[[str, float], None] = lambda spec, share: None,
 ) -> list[Outcome]:
     """Measure placements of this machine (all by default), fit the cost model to them and store the result.

@@ -207,8 +207,16 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
     # A mistyped name must not cost a folder of something else.
-    if path.is_dir() and not (path / MANIFEST).is_file() and any(path.iterdir()):
+    if path.is_dir() and not (path / MANIFEST).is_file() and _filled(path):
         raise OutputError(f"{path}: is a folder but no artifact, and is not replaced; choose another name")
+
+
+def _filled(folder: Path) -> bool:
+    """Whether anything is in it; what another writer moved away a moment ago is empty."""
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def _swap(result: Path, path: Path, work: Path, overwrite: bool) -> None:

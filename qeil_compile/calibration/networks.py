@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx
@@ -27,6 +28,12 @@ class Network:
     model: onnx.ModelProto
 
 
+@cache
+def _pool() -> np.ndarray:
+    """Uniform numbers around 0."""
+    return np.random.default_rng(0).random(2**20, dtype=np.float32) - np.float32(0.5)
+
+
 class Chain:
     """Builds a model node by node; weights are random, of a fixed seed, and scaled so that values stay near 1."""
 
@@ -39,9 +46,10 @@ class Chain:
 
     def weight(self, *shape: int, fan: int = 1) -> str:
         """A random weight with variance 1 / fan."""
-        # Uniform: a gigabyte of normal numbers would take seconds to draw.
-        array = (self.rng.random(shape, dtype=np.float32) - 0.5) * np.float32(np.sqrt(12.0 / max(1, fan)))
-        return self.constant(array.astype(self.dtype))
+        # From a pool, each from another place: a gigabyte of fresh numbers would take seconds to draw.
+        values = np.resize(_pool()[97 * len(self.weights) % 65536 :], shape)
+        values *= np.float32(np.sqrt(12.0 / max(1, fan)))
+        return self.constant(values.astype(self.dtype, copy=False))
 
     def constant(self, array: np.ndarray) -> str:
         """A given weight."""
@@ -68,7 +76,7 @@ class Chain:
         domains = dict.fromkeys(n.domain for n in self.nodes)
         opsets = [helper.make_opsetid(d, 1 if d else _OPSET) for d in dict.fromkeys(["", *domains])]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
-        return Network(name, kind, onnx.shape_inference.infer_shapes(model))
+        return Network(name, kind, model)
 
 
 def gemm(rows: int, inner: int, cols: int, repeats: int, dtype: type = np.float32, residual: bool = False) -> Network:

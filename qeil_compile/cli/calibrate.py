@@ -19,7 +19,7 @@ def command(
         list[str] | None, typer.Argument(metavar="ENGINE:DEVICE", help="Placements; all of this machine by default.")
     ] = None,
     threads: Annotated[str, typer.Option(help="Numbers of CPU threads, such as 1,2; default: one per core.")] = "",
-    seconds: Annotated[float, typer.Option(min=1.0, help="Time for all measurements together.")] = 80.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Time for all measurements together.")] = 66.0,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing --json file.")] = False,
 ) -> None:
