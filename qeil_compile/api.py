@@ -45,6 +45,7 @@ from .validation import Settings as ValidationSettings
 from .validation import validate as run_validation
 
 __all__ = [
+    "ENERGY_MODELLED",
     "Claim",
     "Compiled",
     "Conditions",
@@ -271,7 +272,20 @@ def _check(compiled: Compiled) -> None:
 
 
 def _plan(front: Front, candidate: Candidate, settings: Settings) -> Plan:
-    return replace(front.plan(candidate, settings.objective), pins=dict(settings.pins))
+    plan = front.plan(candidate, settings.objective)
+    used = {s.placement for s in plan.stages}
+    if plan.label == "calibrated" and not _energy_was_read(front.costs, used):
+        plan = replace(plan, notes=(*plan.notes, ENERGY_MODELLED))
+    return replace(plan, pins=dict(settings.pins))
+
+
+#: Note of a plan whose times are calibrated and whose energies are not.
+ENERGY_MODELLED = "energies are modelled: no energy counter of this machine could be read when it was calibrated"
+
+
+def _energy_was_read(costs: CostTable, placements: set[str]) -> bool:
+    known = costs.calibration
+    return isinstance(known, Calibrations) and all(known.found[p].energy for p in placements if p in known.found)
 
 
 def _accept(

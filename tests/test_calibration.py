@@ -339,6 +339,19 @@ def test_prices_of_this_host_come_from_its_calibration() -> None:
     assert "qeil calibrate" in device.memory_bandwidth.source
 
 
+def test_a_plan_says_that_its_energies_are_modelled_where_no_counter_was_read() -> None:
+    import torch
+
+    version, cores = run_module.backend("torch").version(), run_module.cpu_facts().cores
+    read = {"power_const": 7.0, "energy_per_flop": 1e-11, "energy_per_byte": 5e-11}
+    for energy, expected in (({}, True), (read, False)):
+        calibrations.save(a_calibration(version=version, threads=cores, energy=energy))
+        settings = api.Settings(target="torch:cpu", measure=False)
+        compiled = api.aot_compile(torch.nn.Linear(16, 4).eval(), (torch.randn(2, 16),), settings=settings)
+        assert compiled.plan.label == "calibrated"
+        assert (api.ENERGY_MODELLED in compiled.plan.notes) is expected
+
+
 def test_a_counter_that_never_wraps_counts_up() -> None:
     ticks = iter([1.0, 4.0])
     spent = joules(Counter("test", lambda: next(ticks)), lambda: None, 1e-4)

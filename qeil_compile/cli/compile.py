@@ -110,7 +110,8 @@ def show(compiled: api.Compiled) -> None:
 def objectives(plan: Plan) -> str:
     """The objective values with their label."""
     o = plan.objectives
+    energy = " (modelled)" if api.ENERGY_MODELLED in plan.notes else ""
     return (
-        f"latency {ms(o.latency)} ms, energy {mj(o.energy)} mJ, under-utilisation {o.under_utilisation:.3f} "
+        f"latency {ms(o.latency)} ms, energy {mj(o.energy)} mJ{energy}, under-utilisation {o.under_utilisation:.3f} "
         f"({plan.label}); objective {plan.objective}"
     )
