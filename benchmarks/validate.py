@@ -21,7 +21,7 @@ def main() -> None:
     args = options(__doc__ or "")
     data = ROOT / "benchmarks" / "data"
     only = ("temperature", "inference-energy") if args.quick else tuple(PARTS)
-    claims = validate(Settings(data, data, ONNX_MODELS, only))
+    claims = [c for found in validate(Settings(data, data, ONNX_MODELS, only)).values() for c in found]
     columns = ("claim", "data", "points", "metric", "model", "goal", "met", *BASELINES)
     report = Report("validation", "Model against measurements", columns)
     for c in claims:

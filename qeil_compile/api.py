@@ -360,8 +360,8 @@ def calibrate(
 
 def validate(
     settings: ValidationSettings, progress: Callable[[str, float], None] = lambda part, share: None
-) -> list[Claim]:
-    """The cost model against published measurements and this machine's clock; see `qeil validate`."""
+) -> dict[str, list[Claim]]:
+    """The cost model against published measurements and this machine's clock, by part; see `qeil validate`."""
     return run_validation(settings, progress)
 
 

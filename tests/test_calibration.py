@@ -199,6 +199,9 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("QEIL_CALIBRATIONS", str(tmp_path / "file"))
     with pytest.raises(QeilError, match="set QEIL_CALIBRATIONS"):
         calibrations.save(a_calibration())
+    monkeypatch.setattr(run_module, "_measure", lambda *given: pytest.fail("measured before the folder was looked at"))
+    with pytest.raises(QeilError, match="cannot be stored"):
+        api.calibrate(["onnxruntime:CPU"], [1], 1.0)
 
 
 # Energy counters

@@ -67,6 +67,14 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_without_data_is_named(tmp_path: Path, capsys: Capture) -> None:
+    base = ["validate", "--data", str(tmp_path), "--models", str(tmp_path), "-o", str(tmp_path / "out")]
+    assert main([*base, "--only", "token-energy", "--only", "temperature"]) == 0
+    seen = capsys.readouterr().out
+    assert "token-energy: skipped" in seen
+    assert "temperature: skipped" in seen
+
+
 def a_calibration(spec: str, threads: int, rate: float = 5e9) -> Calibration:
     engine, _, device = spec.partition(":")
     families = {f: (1e-6, 1e-9, rate, 1.0, *[1.0] * FEATURES) for f in ("gemm", "gemv", "elementwise relu")}

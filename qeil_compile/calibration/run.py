@@ -52,10 +52,11 @@ def default_specs() -> list[str]:
 def calibrate(
     specs: Sequence[str], threads: Sequence[int], seconds: float, progress: Progress = lambda spec, share: None
 ) -> list[Outcome]:
-    """Measure, fit and store each placement at each number of threads, in `seconds` in all (never fewer than three
+    """Measure, fit and store each placement at each number of threads, in `seconds` in all (never fewer than two
     rounds each). Devices that are no CPU are measured once. Raises `QeilError` where results cannot be stored.
     """
     jobs = [(s, t) for s in specs for t in (threads if _is_cpu(s) else (0,))]
+    calibrations.check_folder()
     graphs = _graphs()
     outcomes: list[Outcome] = []
     for spec, n in jobs:

@@ -3,10 +3,10 @@
     python -m qeil_compile.calibration.worker ENGINE DEVICE THREADS SECONDS
 
 An engine's threads that wait by spinning would disturb the next one, and torch has one pool for a process: so each
-engine and number of threads gets its own. The networks take turns, round after round, so that a slow minute of the
-machine hits all of them alike; each turn is one uncounted call and a few counted ones, of which the fastest stands
-for the round: what a neighbour on the machine took away is no cost of the kernel. JSON lines on standard output:
-progress, then one result.
+engine and number of threads gets its own. The networks take turns (built anew for each where idle threads would
+spin), round after round, so that a slow minute of the machine hits all of them alike; each turn is a few uncounted
+calls and a few counted ones, of which the fastest stands for the round: what a neighbour on the machine took away
+is no cost of the kernel. JSON lines on standard output: progress, then one result.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def command(
         data, fit_data or data, models, tuple(only or ()), tuple(numbers("--threads", threads)), seconds
     )
     with progress() as step:
-        claims = api.validate(settings, lambda part, share: step(part, round(100 * share), 100))
+        parts = api.validate(settings, lambda part, share: step(part, round(100 * share), 100))
+    claims = [c for found in parts.values() for c in found]
     written = api.write_validation(claims, output)
     if as_json:
         print_json([c.to_json() for c in claims])
@@ -53,6 +54,9 @@ def command(
             for c in claims
         ],
     )  # fmt: skip
+    for part, found in parts.items():
+        if not found:
+            say(f"{part}: skipped, {data} has none of its files (see docs/validation.md)")
     for c in claims:
         if c.note:
             say(f"{c.name}: {c.note}")

@@ -94,6 +94,17 @@ def _file(engine: str, version: str, device: str, threads: int) -> Path:
     return folder() / ("_".join(re.sub(r"[^A-Za-z0-9.]+", "-", p).strip("-") for p in parts) + ".json")
 
 
+def check_folder() -> None:
+    """Raise `QeilError` where calibrations cannot be stored: before minutes are spent on measuring."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder(), os.W_OK | os.X_OK) else "not writable"
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        raise QeilError(f"calibrations {folder()}: cannot be stored ({reason}); set QEIL_CALIBRATIONS to another")
+
+
 def save(calibration: Calibration) -> Path:
     """Write a calibration, whole or not at all. Raises `QeilError` where the folder cannot be written."""
     path = _file(calibration.engine, calibration.version, calibration.device, calibration.threads)

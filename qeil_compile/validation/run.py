@@ -71,8 +71,8 @@ PARTS: Mapping[str, Callable[[Settings, Progress], list[Claim]]] = {
 }
 
 
-def validate(settings: Settings, progress: Progress = lambda part, share: None) -> list[Claim]:
-    """The claims of all chosen parts. A part whose files are missing gives none.
+def validate(settings: Settings, progress: Progress = lambda part, share: None) -> dict[str, list[Claim]]:
+    """The claims of each chosen part. A part whose files are missing has none.
 
     Raises `InputError` for an unknown part or a folder that is not there.
     """
@@ -85,10 +85,10 @@ def validate(settings: Settings, progress: Progress = lambda part, share: None) 
             raise InputError(
                 f"{name} {folder}: no such folder; expected one laid out as benchmarks/data, for --models .onnx files"
             )
-    found: list[Claim] = []
+    found: dict[str, list[Claim]] = {}
     for k, part in enumerate(chosen):
         progress(part, k / len(chosen))
-        found += PARTS[part](settings, lambda spec, share, p=part: progress(f"{p}, {spec}", share))  # type: ignore[misc]
+        found[part] = PARTS[part](settings, lambda spec, share, p=part: progress(f"{p}, {spec}", share))  # type: ignore[misc]
     progress("plots", 1.0)
     return found
 

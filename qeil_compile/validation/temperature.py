@@ -143,7 +143,10 @@ def small_nodes(curves: Sequence[LeakageCurve], below: float = 32.0) -> tuple[fl
     """
     those = [c for c in curves if c.usable and c.node_nm <= below]
     if not those:
-        raise QeilError(f"no leakage curve of a node up to {below:g} nm obeys the form; cannot price finer nodes")
+        raise QeilError(
+            f"no leakage curve of a node up to {below:g} nm obeys the form, of {len(curves)} found; expected at least "
+            "one to price finer nodes, as in benchmarks/data/leakage"
+        )
     return _span(those)
 
 
