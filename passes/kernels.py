@@ -15,8 +15,8 @@ from qeil_compile.passes.facts import Facts
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules
 from qeil_compile.passes.match import Match
 
-#: kind, extents, dtype, type, FLOP, bytes in, of weights, out, group.
-Row = tuple[OperatorKind, tuple[int, ...], str, str, float, float, float, float, int]
+#: kind, extents, dtype, type, FLOP, bytes in, of weights, out, of inputs and outputs of the graph, group.
+Row = tuple[OperatorKind, tuple[int, ...], str, str, float, float, float, float, float, int]
 
 
 def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> KernelTable:
@@ -30,9 +30,7 @@ def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> 
     return kernel_tables(groups, counts, (engine,))[engine]
 
 
-def kernel_tables(
-    groups: GroupGraph, counts: Sequence[OpCount], engines: Iterable[str]
-) -> dict[str, KernelTable]:
+def kernel_tables(groups: GroupGraph, counts: Sequence[OpCount], engines: Iterable[str]) -> dict[str, KernelTable]:
     """`kernel_table` of several engines by name; what they share is worked out once."""
     facts = Facts(groups.graph, counts)
     return {engine: _kernel_table(groups, facts, RULES.get(engine, DEFAULT)) for engine in engines}
@@ -71,8 +69,10 @@ def _inside(facts: Facts, rules: FusionRules, i: int, group: int) -> list[Row]:
     """A branch is a launch, and the kernels of the graph that counts; loops stay one row."""
     op, graph = facts.graph.ops[i], facts.graph
     body = nested(op, graph)[chosen(op, graph, branches(op, graph, count))]
-    launch: Row = ("control", (), facts.counts[i].dtype, op.short_type, 0.0, 0.0, 0.0, 0.0, group)
-    return [launch, *_rows(Facts(body, count(body)), rules, [group] * len(body.ops))]
+    launch: Row = ("control", (), facts.counts[i].dtype, op.short_type, 0.0, 0.0, 0.0, 0.0, 0.0, group)
+    inner = _rows(Facts(body, count(body)), rules, [group] * len(body.ops))
+    # What goes in and out of a branch is no input or output of the whole.
+    return [launch, *((*row[:8], 0.0, row[9]) for row in inner)]
 
 
 def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:
@@ -85,7 +85,7 @@ def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:
 def _added(name: str, size: int, dtype: str, group: int) -> Row:
     # An added transpose swaps the last two axes: no two elements stay neighbours.
     extents = (size // 4, 1) if name == "Transpose" else ()
-    return "movement", extents, dtype, name, 0.0, float(size), 0.0, float(size), group
+    return "movement", extents, dtype, name, 0.0, float(size), 0.0, float(size), 0.0, group
 
 
 def _table(rows: Sequence[Row]) -> KernelTable:
@@ -101,7 +101,8 @@ def _table(rows: Sequence[Row]) -> KernelTable:
         numbers(5),
         numbers(6),
         numbers(7),
-        np.array([row[8] for row in rows], dtype=np.int64),
+        np.array([row[9] for row in rows], dtype=np.int64),
+        numbers(8),
     )
 
 
@@ -111,6 +112,7 @@ class _Border:
     def __init__(self, match: Match) -> None:
         self.graph, self.counts = match.facts.graph, match.facts.counts
         every = range(len(self.graph.ops))
+        self.entering = {t for t in self.graph.inputs if not is_weight(self.graph, t)}
         self.views = [match.is_view(i) for i in every]
         self.source = sources(self.graph, self.views)
         self.folded = [match.folded(i) for i in every]
@@ -121,8 +123,9 @@ class _Border:
         for i, found in enumerate(self.reads):
             for name, _ in found:
                 self.readers.setdefault(name, set()).add(i)
-        for name in self.graph.outputs:
-            self.readers.setdefault(self.source.get(name, name), set()).add(-1)
+        self.leaving = {self.source.get(name, name) for name in self.graph.outputs}
+        for name in self.leaving:
+            self.readers.setdefault(name, set()).add(-1)
 
     def _reads(self, i: int) -> list[tuple[str, int]]:
         if self.views[i]:
@@ -146,12 +149,16 @@ class _Border:
                     read[name] = max(size, read.get(name, 0))
         weights = sum(size for name, size in read.items() if self._held(name))
         written = sum(self._written(i, inside) for i in ops)
+        ends = sum(size for name, size in read.items() if name in self.entering)
+        outputs = [t for i in ops for t in self.graph.ops[i].outputs if t in self.leaving]
+        # An update in place writes less than the whole.
+        ends += min(written, sum(self.graph.tensors[t].nbytes for t in outputs))
         main = max(ops, key=lambda i: (self.counts[i].flops, self.counts[i].nbytes, -i))
         count = self.counts[main]
         flops = sum(self.counts[i].flops for i in ops)
         return (
             count.kind, count.dims, count.dtype, self.graph.ops[main].short_type, flops,
-            float(sum(read.values()) - weights), float(weights), float(written), group,
+            float(sum(read.values()) - weights), float(weights), float(written), float(ends), group,
         )  # fmt: skip
 
     def _held(self, name: str) -> bool:

@@ -9,6 +9,7 @@ have brought forth are not looked for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,15 @@ import numpy as np
 
 from qeil_compile.devices import Target
 from qeil_compile.devices.ranges import uncertain, vary
+from qeil_compile.passes.choice import parse_choice
 from qeil_compile.passes.energy import dynamic_joules, plan_energy
 from qeil_compile.plan import ALL, Sensitivity
 
 if TYPE_CHECKING:
-    from qeil_compile.passes.partition import Candidate, Front
+    from qeil_compile.passes.partition.front import Candidate, Front
 
-#: Halvings of a range: to a millionth of a millionth of it.
-_HALVINGS = 40
+#: Halvings of a range: to a ten-millionth of it.
+_HALVINGS = 24
 
 
 def sensitivity(front: Front, candidate: Candidate, objective: str) -> tuple[Sensitivity, ...]:
@@ -53,7 +55,7 @@ class _Prices:
     """Energies of all candidates of a front on a changed target."""
 
     def __init__(self, front: Front, candidate: Candidate, objective: str) -> None:
-        self.front, self.objective = front, objective
+        self.front, self.wanted = front, parse_choice(objective)
         self.costs = front.costs
         self.mine = next(i for i, c in enumerate(front.candidates) if c is candidate)
         names = [d.name for d in self.costs.target.devices]
@@ -92,11 +94,11 @@ class _Prices:
 
     def _best(self, target: Target) -> int | None:
         """Number of the candidate that the objective chooses; None where no candidate can be sustained."""
-        found = [
-            (self.front.value(self.objective, c.objectives.latency, joules), len(c.sequence), i)
-            for i, (c, joules, fine) in enumerate(zip(self.front.candidates, *self._energies(target), strict=True))
-            if fine
-        ]
+        found = []
+        for i, (c, joules, fine) in enumerate(zip(self.front.candidates, *self._energies(target), strict=True)):
+            priced = replace(c.objectives, energy=joules)
+            if fine and not self.wanted.excess(priced):
+                found.append((self.wanted.value(priced, self.front.best_single.objectives), len(c.sequence), i))
         return min(found)[2] if found else None
 
     def _energies(self, target: Target) -> tuple[list[float], list[bool]]:

@@ -32,11 +32,12 @@ from .errors import BackendError, InputError, ModelError, OutputError, Verificat
 from .frontends import Arrays, Traced, trace
 from .ir import Workload
 from .passes.annotate import CostTable, annotate
+from .passes.choice import parse_choice
 from .passes.conditions import Conditions
 from .passes.count import count, unknown_report
 from .passes.fuse import FuseSettings, fuse
 from .passes.lower import lower
-from .passes.partition import Candidate, Front, PartitionSettings, partition, pin_labels
+from .passes.partition import Candidate, Front, PartitionSettings, Search, partition, pin_labels
 from .plan import Plan
 from .runtime import Compiled, Explanation, explain, resolve
 from .runtime.measure import Timing
@@ -84,8 +85,11 @@ class Settings:
     """What to compile for.
 
     `target` is "host", a profile's name, a TOML file, a comma list of placements of this machine
-    ("openvino:CPU,torch:cpu"), or a `Target`. `objective` is latency, energy or balanced. `pins` maps a
-    pattern over operator names, scopes and types to a placement. `strategies` limits the partitioner.
+    ("openvino:CPU,torch:cpu"), or a `Target`. `objective` is latency, energy, balanced, utilisation or weights, with
+    caps if need be ("energy; latency<=50ms"). `pins` maps a pattern over operator names, scopes and types to a
+    placement; all operators that match one pattern of `together` share a placement; `forbidden` placements or devices
+    are not used. `strategies` limits the partitioner, `seed` and `search_seconds` are those of its annealer (with a
+    time budget plans are not repeatable).
     `threads` is the number of CPU threads that engines use (0: their own choice).
     `measure` runs the chosen plan against every single placement before it is accepted, where all devices are
     on this machine. `verify` refuses a plan whose outputs differ from the unpartitioned model's.
@@ -94,7 +98,11 @@ class Settings:
     target: str | Target = "host"
     objective: str = "latency"
     pins: Mapping[str, str] = field(default_factory=dict)
+    together: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
+    seed: int = 0
+    search_seconds: float | None = None
     measure: bool = True
     fuse: bool = True
     conditions: Conditions = field(default_factory=Conditions)
@@ -162,6 +170,11 @@ def _ask(traced: Traced, placements: Sequence[Placement], progress: Progress) ->
         refusals[spec] = answers[key]
         progress("ask engines", k + 1, len(resolved))
     return refusals
+
+
+def _partition_settings(settings: Settings) -> PartitionSettings:
+    search = Search(seed=settings.seed, seconds=settings.search_seconds)
+    return PartitionSettings(settings.pins, settings.together, settings.forbidden, settings.strategies, search)
 
 
 def lower_plan(
@@ -244,7 +257,7 @@ def compile_traced(traced: Traced, settings: Settings | None = None, progress: P
     clock.laps["trace"] = traced.seconds
     costs = price(traced, target, settings, progress)
     clock.lap("ask engines and price")
-    front = partition(costs, PartitionSettings(settings.pins, settings.strategies))
+    front = partition(costs, _partition_settings(settings))
     candidate = front.choose(settings.objective)
     clock.lap("partition")
     compiled = lower_plan(traced, _plan(front, candidate, settings), costs, progress)
@@ -310,7 +323,7 @@ def _accept(
     timings = compiled.measure(rivals)
     progress("measure", len(singles) + 1, len(singles) + 1)
     best = min(timings, key=lambda n: timings[n].median)
-    if settings.objective != "energy" and best in rivals:
+    if parse_choice(settings.objective).weights[0] and best in rivals:
         winner = next(c for c in singles if c.strategy == best)
         plan = _plan(front, winner, settings)
         note = (

@@ -162,6 +162,8 @@ class Plan:
     devices: tuple[DeviceState, ...] = ()
     #: How the choice depends on energy coefficients that are only known as ranges.
     sensitivity: tuple[Sensitivity, ...] = ()
+    #: By which share the objective's value may be above that of the best plan (None: no bound is known).
+    gap: float | None = None
 
     @property
     def energy_range(self) -> tuple[float, float]:

@@ -211,6 +211,8 @@ def test_a_branch_is_a_launch_and_the_kernels_inside() -> None:
     # The profile of ONNX Runtime 1.32 lists 57 nodes, those inside the branch among them.
     assert 46 <= len(table) <= 68
     assert {"If", "LSTM"} < set(table.types) and table.kinds.count("conv") == 6
+    # The branch reorders the weights of its LSTM, constants around it: the engine does so once, before it runs.
+    assert max(n for k, n in zip(table.kinds, table.nbytes, strict=True) if k == "movement") < 1e5
     branch = next(c for op, c in zip(graph.ops, counts, strict=True) if op.body)
     assert table.flops.sum() == pytest.approx(branch.flops, rel=1e-3)
 

@@ -101,7 +101,7 @@ def test_the_host_row_compares_a_stored_calibration_with_the_clock(
     for spec in host_latency.ENGINES:
         calibrations.save(a_calibration(spec, 1))
     # The worker times every model of the folder and the built-in ones: a small stand-in answers for them here.
-    timed = {"seconds": {"small": [2e-5, 3e-5, 2.5e-5]}, "refused": {"other": "no such operator"}}
+    timed = {"seconds": {"small": [2.5e-5, 5e-5, 2.5e-5]}, "refused": {"other": "no such operator"}}
     monkeypatch.setattr(host_latency, "_measure", lambda *given: timed)
     median, worst = host_latency.evaluate(tmp_path, (1,), 0.0, 2)
     assert len(median.points) == len(host_latency.ENGINES)

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from qeil_compile.ir import Op, OpGraph
 from qeil_compile.passes.count.base import ZERO, OpCount, int_of, ints_of
+from qeil_compile.passes.count.traffic import is_weight
 
 Counter = Callable[[OpGraph], tuple[OpCount, ...]]
 
@@ -27,14 +28,15 @@ LOOPS = frozenset(("Loop", "Scan", "SequenceMap", "while_loop", "scan", "map_imp
 
 
 def nested(op: Op, graph: OpGraph) -> list[OpGraph]:
-    """The nested graphs with the tensors of the outer one in scope.
+    """The nested graphs with the tensors of the outer one in scope; its constants are weights inside.
 
     Names of ONNX are unique over all levels, and the outer graph knows most about its own; arguments of FX bodies
     may be called like outer values.
     """
+    outer = {t: replace(s, role="weight") if is_weight(graph, t) else s for t, s in graph.tensors.items()}
     if graph.dialect == "onnx":
-        return [replace(b, tensors={**b.tensors, **graph.tensors}) for b in op.body]
-    return [replace(b, tensors={**graph.tensors, **b.tensors}) for b in op.body]
+        return [replace(b, tensors={**b.tensors, **outer}) for b in op.body]
+    return [replace(b, tensors={**outer, **b.tensors}) for b in op.body]
 
 
 def branches(op: Op, graph: OpGraph, counter: Counter) -> tuple[OpCount, ...]:
@@ -112,11 +114,7 @@ def _loop_trips(op: Op, graph: OpGraph) -> int | None:
         if (length := _length(stacked, graph, 0)) is not None:
             return length
     limit = graph.producer.get(op.inputs[0]) if op.inputs else None
-    if (
-        limit is not None
-        and graph.ops[limit].type == "onnx.Constant"
-        and not (len(op.inputs) > 1 and op.inputs[1])
-    ):
+    if limit is not None and graph.ops[limit].type == "onnx.Constant" and not (len(op.inputs) > 1 and op.inputs[1]):
         values = ints_of(graph.ops[limit], "value_int") or ints_of(graph.ops[limit], "value_ints")
         return max(0, values[0]) if len(values) == 1 else None
     return None

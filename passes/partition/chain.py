@@ -1,63 +1,58 @@
-"""Exact dynamic programme along the chain of groups in topological order.
+"""Exact dynamic programme along the order of groups, for stages that run one after another.
 
-On a graph that is a chain (each group reads only the one before) the assignment minimises the
-scalarisation exactly, boundaries, transfers and idle power included. On other graphs tensors that skip
-groups are priced as if they moved when they are read, between the writer's neighbour in the order and the
-reader; the result is then a good candidate without a promise. O(groups x placements^2).
+On a graph that is a chain (each group reads only the one before) the assignment minimises a scalarisation exactly,
+boundaries, transfers and idle power included, where memory does not bind and leakage is constant. On other graphs
+tensors that skip groups are priced as if they moved when they are read, from the placement of the group before: a good
+start without a promise. O(groups x placements^2).
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
-from qeil_compile.passes.annotate import CostTable
-
-
-def chain(costs: CostTable, allowed: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
-    """Placement index per group, int64[groups], for a scalarisation of latency and energy."""
-    wl, we = weights
-    count, places = costs.seconds.shape
-    # Waiting devices draw idle power for as long as the run takes; a working one draws its own instead.
-    idle = np.array([costs.idle_power - p.profile.power_idle.value for p in costs.placements])
-    price = wl * costs.seconds + we * (costs.joules + idle * costs.seconds)
-    price = np.where(allowed, price, np.inf)
-    entry = np.array([costs.entry(p) for p in range(places)])
-    const = costs.working_power
-    best = price[0] + wl * entry + we * entry * (const + idle) if count else np.zeros(places)
-    came = np.zeros((count, places), dtype=np.int64)
-    incoming = _incoming_bytes(costs)
-    for g in range(1, count):
-        step = best[:, None] + _move(costs, incoming[g], wl, we, idle, const)
-        came[g] = step.argmin(axis=0)
-        best = step.min(axis=0) + price[g]
-    chosen = np.zeros(count, dtype=np.int64)
-    if count:
-        chosen[-1] = int(best.argmin())
-    for g in range(count - 1, 0, -1):
-        chosen[g - 1] = came[g, chosen[g]]
-    return chosen
+from qeil_compile.passes.partition.tables import Tables
 
 
-def _incoming_bytes(costs: CostTable) -> list[list[int]]:
-    """Sizes of the tensors that each group reads from other groups, each tensor once."""
-    reads: list[dict[str, None]] = [{} for _ in costs.groups.groups]
-    for _, b, tensor in costs.groups.edges:
-        reads[b][tensor] = None
-    return [[costs.groups.graph.tensors[t].nbytes for t in r] for r in reads]
-
-
-def _move(
-    costs: CostTable, sizes: list[int], wl: float, we: float, idle: np.ndarray, const: np.ndarray
-) -> np.ndarray:
-    places = len(costs.placements)
-    total = np.zeros((places, places))
-    for p in range(places):
-        for q in range(places):
-            if p == q:
-                continue
-            boundary = costs.boundary(p, q)
-            moved = [costs.transfer(p, q, n) for n in sizes]
-            seconds, joules = sum(s for s, _ in moved), sum(j for _, j in moved)
-            total[p, q] = wl * (boundary + seconds)
-            total[p, q] += we * (boundary * (const[q] + idle[q]) + joules + costs.idle_power * seconds)
-    return total
+@njit(cache=True, nogil=True)
+def chain(t: Tables, leakage: np.ndarray, wl: float, we: float) -> np.ndarray:
+    """Placement per group, int64[n], for `wl` latency [1/s] and `we` energy [1/J]; `leakage` [W] by device."""
+    n, places = t.seconds.shape
+    came = np.zeros((n, places), np.int16)
+    best, fresh = np.zeros(places), np.zeros(places)
+    idle = t.power_idle.sum()
+    for g in range(n):
+        phase = t.phase[g]
+        runs = t.runs[phase]
+        begins = g == 0 or t.phase[g - 1] != phase
+        for p in range(places):
+            d = t.device[p]
+            # Waiting devices draw idle power for as long as the run takes; a working one draws its own instead.
+            second = wl + we * (t.power_const[d] + leakage[d] + idle - t.power_idle[d])
+            own = runs * (second * t.seconds[g, p] + we * t.dynamic[g, p])
+            if begins:
+                own += runs * second * t.entry[phase, p]
+            least, source = np.inf, 0
+            for q in range(places):
+                value = best[q]
+                if not begins and q != p:
+                    value += runs * second * t.boundary[q, p]
+                    e = t.device[q]
+                    if e != d:
+                        for k in range(t.read_ptr[g], t.read_ptr[g + 1]):
+                            tensor = t.read[k]
+                            size = t.nbytes[tensor]
+                            if t.crossing[tensor] == 0 and size > 0:
+                                value += runs * (wl + we * idle) * (t.link_latency[e, d] + size * t.link_inverse[e, d])
+                                value += runs * we * size * t.link_joules[e, d]
+                if value < least:
+                    least, source = value, q
+            fresh[p] = least + own if t.allowed[g, p] else np.inf
+            came[g, p] = source
+        best[:] = fresh
+    place = np.zeros(n, np.int64)
+    if n:
+        place[n - 1] = best.argmin()
+        for g in range(n - 1, 0, -1):
+            place[g - 1] = came[g, place[g]]
+    return place

@@ -15,6 +15,7 @@ from scipy.optimize import least_squares
 
 from qeil_compile.devices.calibrated import (
     FEATURES,
+    MEMORY,
     PARAMETERS,
     Memory,
     Residuals,
@@ -36,8 +37,10 @@ _REFERENCE = "gemv"
 _ERROR = 0.05
 #: How far the factor of a kind among other kinds may stray from 1 (standard deviation of its logarithm).
 _COMPANY = 0.06
-_HEAD_STRAY = (1.0, 1.0, 1.0, 1.0, 0.7)
-#: Parameters before those of the families: entry, per tensor, and the three of the memory.
+#: What a change of kernels is believed to cost [s], and how far that may stray (standard deviation of its logarithm).
+_CHANGE, _CHANGE_STRAY = 1e-7, 0.5
+_HEAD_STRAY = (1.0, 1.0, 1.0, 1.0, 0.7, 1.5)
+#: Parameters before those of the families: entry, per tensor, and those of the memory.
 _HEAD = len(_HEAD_STRAY)
 
 
@@ -68,7 +71,7 @@ class Fitted:
 
 
 class _Problem:
-    """Parameters as one vector of logarithms: entry, per tensor, memory (3), then a block per family."""
+    """Parameters as one vector of logarithms: entry, per tensor, memory, then a block per family."""
 
     def __init__(self, samples: Sequence[Sample], cache_bytes: float) -> None:
         self.samples = samples
@@ -82,7 +85,7 @@ class _Problem:
         self.prior, self.stray = self._priors(float(np.max(flops / self.measured)), cache_bytes)
 
     def _priors(self, rate: float, cache_bytes: float) -> tuple[np.ndarray, np.ndarray]:
-        head = [8e-6, 1e-6, 5e10, 2e10, max(cache_bytes, 1e6) / 2]
+        head = [8e-6, 1e-6, 5e10, 2e10, max(cache_bytes, 1e6) / 2, 0.01]
         values, stray = [*head], [*_HEAD_STRAY]
         for name in self.names:
             shaped = name.startswith(_SHAPED)
@@ -118,10 +121,10 @@ class _Problem:
         slopes = kernel_slopes(self.rows, table[self.family], memory)
         columns = np.zeros((len(self.samples), len(logs)))
         columns[:, 0], columns[:, 1] = entry, per_tensor * self.tensors
-        for k in range(3):
+        for k in range(len(MEMORY)):
             columns[:, 2 + k] = self.by_sample(slopes[:, k])
         where = _HEAD + self.family[:, None] * len(PARAMETERS) + np.arange(len(PARAMETERS))
-        np.add.at(columns, (self.sample[:, None], where), slopes[:, 3:] * self.count[:, None])
+        np.add.at(columns, (self.sample[:, None], where), slopes[:, len(MEMORY) :] * self.count[:, None])
         return np.concatenate([columns / self.totals(logs)[:, None] / _ERROR, np.diag(1.0 / self.stray)])
 
 
@@ -132,7 +135,7 @@ def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
     count: list[float] = []
     for s, rows in enumerate(tables):
         for i, family in enumerate(rows.families):
-            numbers = (rows.flops[i], rows.weights[i], rows.activations[i], rows.units[i], *rows.features[i])
+            numbers = (rows.flops[i], rows.held[i], rows.between[i], rows.units[i], *rows.features[i])
             key = (s, family, *numbers)
             if key in seen:
                 count[seen[key]] += 1
@@ -147,8 +150,8 @@ def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
 
     families = tuple(tables[s].families[i] for s, i in keep)
     merged = Rows(
-        families, column("flops"), column("weights"), column("activations"), column("total"), column("units"),
-        column("features"),
+        families, column("flops"), column("held"), column("between"), column("total"), column("run"),
+        column("units"), column("features"),
     )  # fmt: skip
     return merged, np.array([s for s, _ in keep]), np.array(count)
 
@@ -156,7 +159,8 @@ def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
 def fit(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
     """Parameters for these networks; `cache_bytes` is the last-level cache of the device (0: not known).
 
-    Chains of one kind give the parameters; then composites, where there are any, give one factor per kind.
+    Chains of one kind give the parameters; then composites, where there are any, give one factor per kind and what a
+    change of kernels costs.
     """
     chains = [s for s in samples if not s.composite]
     found = _fit_chains(chains, cache_bytes)
@@ -165,10 +169,10 @@ def fit(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
 
 
 def _in_company(found: Fitted, composites: Sequence[Sample]) -> Fitted:
-    """Scale all times of a kind by one factor, so that whole networks come out right.
+    """Scale all times of a kind by one factor and add one time to each kernel, so that whole networks come out right.
 
-    Factors stay near 1 (`_COMPANY`) where the networks do not insist. Scaling seconds by f is scaling launch, per_unit
-    and the memory roof by f, and the rate by 1 / f.
+    Factors stay near 1 (`_COMPANY`) and the time near `_CHANGE` where the networks do not insist. Scaling seconds by f
+    is scaling launch, per_unit and the memory roof by f, and the rate by 1 / f.
     """
     kinds = sorted({_kind(f) for s in composites for f in s.rows.families})
     shares = np.zeros((len(composites), len(kinds)))
@@ -177,27 +181,31 @@ def _in_company(found: Fitted, composites: Sequence[Sample]) -> Fitted:
         for k, t in zip(s.rows.families, seconds, strict=True):
             shares[i, kinds.index(_kind(k))] += t
     measured = np.array([s.seconds - found.entry - found.per_tensor * (s.tensors - 2) for s in composites])
+    kernels = np.array([float(len(s.rows.families)) for s in composites])
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        errors = np.log(shares @ np.exp(logs) / measured) / _ERROR
+        errors = np.log((shares @ np.exp(logs[1:]) + kernels * np.exp(logs[0])) / measured) / _ERROR
         # Soft L1 for the networks, of which some mislead; squares for the factors, which must not run away.
         soft = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2) - 1.0))
-        return np.concatenate([soft, logs / _COMPANY])
+        return np.concatenate([soft, [(logs[0] - np.log(_CHANGE)) / _CHANGE_STRAY], logs[1:] / _COMPANY])
 
-    factors = np.exp(least_squares(residuals, np.zeros(len(kinds))).x)
+    start = np.zeros(1 + len(kinds))
+    start[0] = np.log(_CHANGE)
+    solved = np.exp(least_squares(residuals, start).x)
+    change, factors = float(solved[0]), solved[1:]
     scale = dict(zip(kinds, factors, strict=True))
-    families = {f: _scaled(p, float(scale.get(_kind(f), 1.0))) for f, p in found.families.items()}
-    return replace(found, families=families, company={k: float(v) for k, v in scale.items()})
+    families = {f: _scaled(p, float(scale.get(_kind(f), 1.0)), change) for f, p in found.families.items()}
+    return replace(found, families=families, company={"change": change} | {k: float(v) for k, v in scale.items()})
 
 
 def _kind(family: str) -> str:
     """Families whose factor is common."""
-    return family.split(" ", maxsplit=1)[0]
+    return "conv 1-D" if family.startswith("conv") and "1-D" in family else family.split(" ", maxsplit=1)[0]
 
 
-def _scaled(parameters: tuple[float, ...], factor: float) -> tuple[float, ...]:
+def _scaled(parameters: tuple[float, ...], factor: float, change: float) -> tuple[float, ...]:
     launch, per_unit, rate, scale, *lengths = parameters
-    return launch * factor, per_unit * factor, rate / factor, scale * factor, *lengths
+    return launch * factor + change, per_unit * factor, rate / factor, scale * factor, *lengths
 
 
 def priced(found: Fitted, rows: Rows) -> np.ndarray:

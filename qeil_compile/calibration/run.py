@@ -26,6 +26,7 @@ from qeil_compile.passes.fuse import fuse
 from qeil_compile.passes.kernels import kernel_table
 
 from .fit import COMPOSITE, Sample, fit
+from .rounds import typical
 
 #: Graph, counts and kind of a network.
 Counted = tuple[OpGraph, Sequence[OpCount], str]
@@ -111,7 +112,7 @@ def _measure(
 def _fitted(
     engine: str, device: str, threads: int, measured: Mapping[str, Any], graphs: Mapping[str, Counted]
 ) -> Calibration:
-    rounds = {name: np.array(r) for name, r in measured["seconds"].items()}
+    rounds = typical(measured["seconds"])
     tables = {n: kernel_table(fuse(g, c), c, engine) for n, (g, c, _) in graphs.items() if n in rounds}
     tensors = {n: len(g.inputs) + len(g.outputs) for n, (g, _, _) in graphs.items()}
     composite = {n: kind == COMPOSITE for n, (_, _, kind) in graphs.items()}

@@ -45,15 +45,21 @@ def _products() -> list[Build]:
         for rows in (1, 4, 16, 64, 256)
         for inner, cols in ((64, 64), (128, 128), (256, 256), (128, 512), (256, 1024), (768, 768))
     ]
-    # Weights that no cache holds.
-    found += [partial(gemm, 1, 1024, 4096, n) for n in (1, 2, 4)] + [
+    # Weights of 8 MB to what no cache holds: where a cache ends, and what a product hides of the traffic.
+    found += [partial(gemm, 1, 512, 1024, n) for n in (2, 4, 6, 8, 12)] + [
+        partial(gemm, 1, 1024, 4096, 4),
         partial(gemm, 1, 768, 3072, 8),
         partial(gemm, 1, 640, 16384, 1),
     ]
     found += [
         partial(gemm, 8, 768, 3072, 4),
+        partial(gemm, 12, 384, 1536, 6),
+        partial(gemm, 24, 512, 1024, 4),
+        partial(gemm, 24, 512, 1024, 12),
         partial(gemm, 32, 1024, 2048, 4),
+        partial(gemm, 48, 640, 1280, 6),
         partial(gemm, 96, 768, 3072, 1),
+        partial(gemm, 128, 896, 3584, 2),
         partial(gemm, 64, 512, 8192, 1),
     ]
     found += [partial(gemm, 16, 256, 256, 2, np.float16), partial(gemm, 1, 256, 1024, 2, np.float16)]
@@ -104,15 +110,23 @@ def _convolutions() -> list[Build]:
         found.append(partial(convolutions, f"7x7 to {first}", (3, 160, 160), [Layer(first, (7, 7), 2)]))
         deep = [Layer(first, (3, 3), 2, 0)] * 3
         found.append(partial(convolutions, f"depthwise pyramid {first}", (first, 112, 112), deep))
-        down = [Layer(first * 2 ** (i + 1), (1, 1), 2) for i in range(3)]
-        found.append(partial(convolutions, f"1x1 pyramid {first}", (first, 112, 112), down))
+        # One layer: a stride of pointwise convolutions in a row may be moved up through them.
+        for wide, side in ((first, 56), (4 * first, 28)):
+            found.append(
+                partial(convolutions, f"1x1 halving to {2 * wide}", (wide, side, side), [Layer(2 * wide, (1, 1), 2)])
+            )
     found.append(partial(convolutions, "depthwise 5x5", (64, 28, 28), [Layer(64, (5, 5), groups=0)], 8))
     # Weights that no cache holds.
     found.append(partial(convolutions, "3x3", (512, 7, 7), [Layer(512, (3, 3))], 8))
     found.append(partial(convolutions, "1x1 to 2048", (512, 4, 4), [Layer(2048, (1, 1)), Layer(512, (1, 1))], 8))
-    lines = ((64, 128, 3), (128, 32, 3), (128, 4, 3), (64, 2, 3), (128, 1, 3), (64, 8, 9), (256, 64, 5), (64, 256, 9))
+    lines = (
+        (64, 128, 3), (128, 32, 3), (128, 4, 3), (64, 2, 3), (128, 1, 3), (64, 8, 9), (256, 64, 5), (64, 256, 9),
+        (192, 4, 3), (96, 2, 3), (80, 4, 5), (160, 1, 3),
+    )  # fmt: skip
     for channels, length, window in lines:
         found.append(partial(convolutions, f"1-D {window}", (channels, length), [Layer(channels, (window,))], 4))
+    found.append(partial(convolutions, "1-D 192 to 200", (1, 768), [Layer(200, (192,), 128)]))
+    found.append(partial(convolutions, "1-D 320 to 320", (1, 960), [Layer(320, (320,), 160, padded=False)]))
     for narrow, wide, length, window in ((128, 256, 4, 3), (16, 128, 4, 1), (1, 128, 256, 128)):
         pair = [Layer(wide, (window,), padded=window < length), Layer(narrow, (1,))]
         found.append(

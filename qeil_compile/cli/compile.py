@@ -24,14 +24,26 @@ def command(
     target: Annotated[
         str, typer.Option(help="host, a profile's name (qeil devices list), a .toml file, or openvino:CPU,torch:cpu")
     ] = "host",
-    objective: Annotated[str, typer.Option(help="latency, energy or balanced")] = "latency",
+    objective: Annotated[
+        str,
+        typer.Option(help="latency, energy, balanced, utilisation, or weights; with caps: 'energy; latency<=50ms'"),
+    ] = "latency",
     dim: Annotated[list[str] | None, typer.Option(metavar="NAME=N", help="Bind a dynamic dimension.")] = None,
     input: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Sample input.")] = None,  # noqa: A002
     inputs: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="Sample inputs.")] = None,
     pin: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN=ENGINE:DEVICE", help="Pin operators, scopes or types.")
     ] = None,
+    together: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Operators that share a placement.")
+    ] = None,
+    forbid: Annotated[
+        list[str] | None, typer.Option(metavar="ENGINE:DEVICE|DEVICE", help="Placement or device to leave out.")
+    ] = None,
     strategy: Annotated[list[str] | None, typer.Option(help="Consider only these strategies.")] = None,
+    search_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Time budget of the search; plans are then not repeatable.")
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Time the plan against every single device.")] = True,
     verify: Annotated[bool, typer.Option(help="Refuse a plan that differs from the unpartitioned model.")] = True,
     fuse: Annotated[bool, typer.Option(help="Price operators that an engine fuses as one.")] = True,
@@ -42,7 +54,7 @@ def command(
     ambient: Annotated[float | None, typer.Option(metavar="C", help="Ambient temperature of every device.")] = None,
     ceiling: Annotated[float, typer.Option(help="Share of a device's limit that it must stay below.")] = 0.85,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random sample inputs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the search and of random sample inputs.")] = 0,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON.")] = None,
 ) -> None:
     """Compile a model into an artifact, and say which operator goes where."""
@@ -52,8 +64,9 @@ def command(
         arguments.check_file(report, ".json", overwrite)
     conditions = api.Conditions(duration=inf if duration is None else duration, ceiling=ceiling, ambient=ambient)
     settings = api.Settings(
-        target, objective, arguments.pins(pin or []), tuple(strategy or ()), measure, fuse, conditions, verify, threads
-    )
+        target, objective, arguments.pins(pin or []), tuple(together or ()), tuple(forbid or ()), tuple(strategy or ()),
+        seed, search_seconds, measure, fuse, conditions, verify, threads,
+    )  # fmt: skip
     workload = Workload(arguments.dimensions(dim or []))
     samples = arguments.arrays(input or [], inputs)
     with progress() as step:

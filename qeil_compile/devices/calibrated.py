@@ -2,14 +2,15 @@
 
     t = launch + units x per_unit + ( (W / (P e))^p + M^p )^(1/p)
     e = prod_i d_i / (d_i + h_i)                     share of the rate P that extents d allow
-    M = scale x ( Q_w / B(Q_model) + Q_a / B(Q_a) )  weights and activations from cache or memory
+    M = scale x ( Q_w / B(Q_model) + Q_a / B(Q_a) )  what is held from run to run, and activations, from cache or memory
     B(Q)^-1 = (1 - m) / B_cache + m / B_memory,  m = 1 / (1 + (C / Q)^8)
 
-A roofline whose corner is rounded (p = 3: neither roof is reached where they meet), whose compute roof falls off for
+A roofline whose corner is rounded (p: neither roof is reached where they meet), whose compute roof falls off for
 small extents (tiles, vector lanes and the fill of a pipeline leave a share h / (d + h) idle), and whose memory roof
-knows two levels. Q_w counts against the bytes of all kernels of the table: weights that a run does not find in the
-cache are those that do not fit it beside all others. What the smooth form misses at measured shapes is kept as a
-residual: a Gaussian process over log extents, which fades to nothing away from them.
+knows two levels. Q_w are weights and the inputs and outputs of the graph. They count against those of all kernels of
+the table: what a run does not find in the cache does not fit it beside all others, and beside what other users of a
+shared cache bring into it while the run computes (`pressure`, bytes per FLOP). What the smooth form misses at measured
+shapes is kept as a residual: a Gaussian process over log extents, which fades to nothing away from them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from .work import KernelTable
 
 #: Extents beyond which an operator runs at its rate; a family has as many fall-off lengths h.
 FEATURES = 5
-POWER = 3.0
+#: p. Products of 24 rows were seen to hide about half of the traffic of weights that no cache holds.
+POWER = 1.5
 #: Parameters of a family that are fitted, all positive: seconds, FLOP/s, 1, lengths.
 PARAMETERS = ("launch", "per_unit", "rate", "scale", *(f"h{i}" for i in range(FEATURES)))
+#: Parameters of the memory: B/s, B/s, B, B/FLOP.
+MEMORY = ("cache", "memory", "capacity", "pressure")
 #: Length scale of the residuals over ln(extent), and the share of a residual that repeats at its own shape.
 _LENGTH, _TRUST = 0.9, 0.8
 
@@ -137,13 +141,19 @@ def extents(kind: str, dims: Sequence[int], flops: float, lanes: int) -> tuple[f
 
 @dataclass(frozen=True)
 class Rows:
-    """Kernels as the model sees them: float64 columns, features [kernels, FEATURES] padded with infinity."""
+    """Kernels as the model sees them: float64 columns, features [kernels, FEATURES] padded with infinity.
+
+    `held` are bytes of weights and of inputs and outputs of the graph: what was last touched a run ago; `between` are
+    those of activations between kernels. `total` is the sum of `held` over the table and `run` its FLOPs, the same in
+    every row.
+    """
 
     families: tuple[str, ...]
     flops: np.ndarray
-    weights: np.ndarray
-    activations: np.ndarray
+    held: np.ndarray
+    between: np.ndarray
     total: np.ndarray
+    run: np.ndarray
     units: np.ndarray
     features: np.ndarray
 
@@ -161,18 +171,27 @@ class Rows:
             families.append(family_of(kind, type_, dims, dtype, kernels.bytes_weights[i], added))
             flops[i], units[i], found = extents(kind, dims, float(kernels.flops[i]), lanes)
             features[i, : len(found)] = np.maximum(found, 1e-6)
-        total = np.full(n, float(kernels.bytes_weights.sum()))
-        activations = kernels.bytes_in + kernels.bytes_out
-        return Rows(tuple(families), flops, kernels.bytes_weights, activations, total, units, features)
+        ends = np.zeros(n) if kernels.bytes_ends is None else kernels.bytes_ends
+        held = kernels.bytes_weights + ends
+        between = kernels.bytes_in + kernels.bytes_out - ends
+        total, run = np.full(n, held.sum()), np.full(n, flops.sum())
+        return Rows(tuple(families), flops, held, between, total, run, units, features)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Two levels: bandwidths [B/s] of the cache and of the memory, and the capacity [B] where one becomes the other."""
+    """Two levels: bandwidths [B/s] of the cache and of the memory, and the capacity [B] where one becomes the other;
+    `pressure` [B/FLOP] is what others bring into the cache while this device computes."""
 
     cache: float
     memory: float
     capacity: float
+    pressure: float = 0.0
+
+    def moved(self, rows: Rows) -> np.ndarray:
+        """Time to move what each kernel reads and writes, float64[kernels]."""
+        held = self.seconds(rows.held, rows.total + self.pressure * rows.run)
+        return held + self.seconds(rows.between, rows.between)
 
     def seconds(self, nbytes: np.ndarray, working_set: np.ndarray) -> np.ndarray:
         """Time to move `nbytes` that belong to a working set [B], float64."""
@@ -194,9 +213,7 @@ class _Terms:
 def _terms(rows: Rows, parameters: np.ndarray, memory: Memory) -> _Terms:
     idle = parameters[:, 4:] / (rows.features + parameters[:, 4:])
     compute = rows.flops / (parameters[:, 2] * (1.0 - idle).prod(axis=1))
-    moved = parameters[:, 3] * (
-        memory.seconds(rows.weights, rows.total) + memory.seconds(rows.activations, rows.activations)
-    )
+    moved = parameters[:, 3] * memory.moved(rows)
     return _Terms(compute, moved, (compute**POWER + moved**POWER) ** (1.0 / POWER), idle)
 
 
@@ -206,7 +223,7 @@ def kernel_seconds(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.nda
 
 
 def kernel_slopes(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.ndarray:
-    """d seconds / d ln of the three memory parameters, then of `PARAMETERS`: float64[kernels, 3 + PARAMETERS]."""
+    """d seconds / d ln of the memory parameters, then of `PARAMETERS`: float64[kernels, MEMORY + PARAMETERS]."""
     t = _terms(rows, parameters, memory)
     # Where there is neither work nor traffic both shares are 0.
     scale = np.maximum(t.work, 1e-30) ** (1.0 - POWER)
@@ -217,11 +234,11 @@ def kernel_slopes(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.ndar
 
 
 def _memory_slopes(rows: Rows, scale: np.ndarray, memory: Memory, moved: np.ndarray) -> list[np.ndarray]:
-    """d ln moved / d ln of each memory parameter, by a small step: three numbers are not worth a formula."""
+    """d ln moved / d ln of each memory parameter, by a small step: four numbers are not worth a formula."""
     step, found = 1e-5, []
-    for name in ("cache", "memory", "capacity"):
+    for name in MEMORY:
         other = replace(memory, **{name: getattr(memory, name) * (1.0 + step)})
-        changed = scale * (other.seconds(rows.weights, rows.total) + other.seconds(rows.activations, rows.activations))
+        changed = scale * other.moved(rows)
         found.append((changed / np.maximum(moved, 1e-30) - (moved > 0)) / step)
     return found
 
@@ -326,7 +343,7 @@ class Calibration:
             "version": self.version,
             "lanes": self.lanes,
             "entry": self.entry,
-            "memory": [self.memory.cache, self.memory.memory, self.memory.capacity],
+            "memory": {n: getattr(self.memory, n) for n in MEMORY},
             "families": {f: dict(zip(PARAMETERS, p, strict=True)) for f, p in self.families.items()},
             "residuals": {
                 f: {"points": r.points.tolist(), "weights": r.weights.tolist()} for f, r in self.residuals.items()
@@ -349,7 +366,7 @@ class Calibration:
             str(data["version"]),
             int(data["lanes"]),
             float(data["entry"]),
-            Memory(*(float(v) for v in data["memory"])),
+            Memory(*(float(data["memory"][n]) for n in MEMORY)),
             {f: tuple(float(p[n]) for n in PARAMETERS) for f, p in data["families"].items()},
             {
                 f: Residuals(np.array(r["points"], dtype=float), np.array(r["weights"], dtype=float))

@@ -53,7 +53,9 @@ class KernelTable:
     `kinds`, `dims` (see `DIMS`) and `dtypes` (the operator graph's names) describe the operator with most FLOPs
     of each kernel. `flops` [FLOP], `bytes_in`, `bytes_weights` and `bytes_out` [byte] are float64[kernels];
     `group` is int64[kernels], the group of the partition to which each kernel belongs. `types` names the main
-    operator (`Conv`, `linear`) for reports and for calibrations that tell operators apart.
+    operator (`Conv`, `linear`) for reports and for calibrations that tell operators apart. `bytes_ends` are those of
+    the bytes in and out that belong to inputs and outputs of the graph: like weights, nothing touched them since the
+    last run (None: not told apart).
     """
 
     kinds: tuple[str, ...]
@@ -65,6 +67,7 @@ class KernelTable:
     bytes_weights: np.ndarray
     bytes_out: np.ndarray
     group: np.ndarray
+    bytes_ends: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.kinds)

@@ -1,8 +1,9 @@
 """Whole-model latency on this machine, from a calibration that never saw the models.
 
-For each engine and number of threads: calibrate, then time the models in another process of the same minutes. The
+For each engine and number of threads: time the models in another process, calibrate, and time them again. The
 prediction is the calibrated price of the model's kernels plus the call of the engine. Measured is the median over
-rounds of the fastest call in a round, for both: what a neighbour on a shared machine takes away is in neither.
+the quiet rounds (`calibration.rounds`) of the fastest call in a round, for both: what a neighbour on a shared machine
+takes away is in neither.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from qeil_compile.calibration import calibrate, stored
+from qeil_compile.calibration.rounds import typical
 from qeil_compile.devices.calibrated import Calibration
 from qeil_compile.errors import BackendError, QeilError
 from qeil_compile.passes.count import count
@@ -33,7 +35,7 @@ def evaluate(
     folder: Path,
     threads: Sequence[int] = (1, 2),
     seconds: float = 60.0,
-    rounds: int = 7,
+    rounds: int = 5,
     progress: Progress = lambda spec, share: None,
 ) -> list[Claim]:
     """Median and worst error over models, engines and numbers of threads; `seconds` calibrates one engine once.
@@ -49,10 +51,13 @@ def evaluate(
     for spec in ENGINES:
         engine, _, device = spec.partition(":")
         for n in threads:
+            # Before and after, so that both see the machine in the same state: a neighbour stays for a minute.
+            before = _measure(folder, engine, device, n, rounds)
             calibration = _calibration(spec, n, seconds, progress)
             measured = _measure(folder, engine, device, n, rounds)
             notes += [f"{spec} does not run {m}: {reason}" for m, reason in measured["refused"].items()]
-            for name, times in measured["seconds"].items():
+            both = {m: [*before["seconds"][m], *times] for m, times in measured["seconds"].items()}
+            for name, times in typical(both).items():
                 graph, counts = graphs[name]
                 kernels = kernel_table(fuse(graph, counts), counts, engine)
                 model = calibration.call(len(graph.inputs) + len(graph.outputs)) + float(

@@ -1,0 +1,426 @@
+"""Pareto-guided simulated annealing with momentum: one chain, compiled.
+
+An *epoch* starts from a plan of the archive and walks with one scalarisation while the temperature falls.
+
+- Guidance: after one epoch for each named scalarisation, an epoch starts at an end of a wide gap of the front and
+  weighs the objectives so that the gap's own direction is level: what is better than the chord fills the gap. A move
+  to a plan that no member of the archive dominates is always accepted (compare AMOSA: Bandyopadhyay, Saha, Maulik,
+  Deb, "A simulated annealing-based multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008).
+- Momentum: what paid off lately, as (run of groups, placement), is tried on the same groups of segments nearby and on
+  runs a little wider or narrower; kinds of moves that paid off are drawn more often. Both decay, and are forgotten at
+  each epoch.
+- The archive holds plans that none of it dominates by more than a factor of 1 + epsilon; when it is full the most
+  crowded one goes. The best plan of each named scalarisation is kept beside it without epsilon.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from qeil_compile.passes.partition.kernel import State, change, exponential, load, objectives, undo
+from qeil_compile.passes.partition.tables import Tables
+
+#: Kinds of moves.
+FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW = range(6)
+KINDS = 6
+#: Plans closer than this, relatively, count as one point of the front.
+EPSILON = 1e-3
+#: Temperature at the start and the end of an epoch, as a relative change of the scalarised value.
+_HOT, _COLD = 0.2, 1e-7
+#: ln(_COLD / _HOT)
+_COOLING = -14.508657738524219
+#: Successes that are remembered; by how much each success fades with every further one.
+_MEMORY, _DECAY = 32, 0.9
+#: How many segments away a success is tried again.
+_NEAR = 12
+#: Longest run of groups that one move takes.
+_LONGEST = 2048
+
+
+class Archive(NamedTuple):
+    """Objective values float64[size, 3] and assignments int16[size, n] of `filled[0]` plans; `best_*` are those of the
+    named scalarisations, whose weights [names, 3] (of relative values) are `weights`. `scale` [3] makes values
+    relative. Once it is full, `crowded` holds the plan nearest to another one, and how near."""
+
+    values: np.ndarray
+    places: np.ndarray
+    filled: np.ndarray
+    best_values: np.ndarray
+    best_places: np.ndarray
+    weights: np.ndarray
+    scale: np.ndarray
+    crowded: np.ndarray
+
+
+def new_archive(t: Tables, size: int, weights: np.ndarray, scale: np.ndarray) -> Archive:
+    """An empty archive."""
+    names = len(weights)
+    return Archive(
+        np.zeros((size, 3)), np.zeros((size, t.groups), np.int16), np.zeros(1, np.int64),
+        np.full((names, 3), np.inf), np.zeros((names, t.groups), np.int16), weights, scale, np.zeros(2),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def draw(r: np.ndarray) -> float:
+    """A number in [0, 1): xorshift64*, state in r[0]."""
+    x = r[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    r[0] = x
+    return float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) * 1.1102230246251565e-16
+
+
+@njit(cache=True, nogil=True)
+def _below(r: np.ndarray, n: int) -> int:
+    return min(int(draw(r) * n), n - 1)
+
+
+@njit(cache=True, nogil=True)
+def scalar(f: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> float:
+    """Weighted sum of relative objective values."""
+    return weights[0] * f[0] / scale[0] + weights[1] * f[1] / scale[1] + weights[2] * f[2] / scale[2]
+
+
+@njit(cache=True, nogil=True)
+def offer(a: Archive, f: np.ndarray, place: np.ndarray) -> bool:
+    """Put a feasible plan into the archive if it belongs there."""
+    for k in range(len(a.weights)):
+        old = a.best_values[k]
+        if old[0] == np.inf or scalar(f, a.weights[k], a.scale) < scalar(old, a.weights[k], a.scale):
+            a.best_values[k, 0], a.best_values[k, 1], a.best_values[k, 2] = f[0], f[1], f[2]
+            for g in range(len(place)):
+                a.best_places[k, g] = place[g]
+    n, grown = a.filled[0], 1.0 + EPSILON
+    for i in range(n):
+        v = a.values[i]
+        if v[0] <= f[0] * grown and v[1] <= f[1] * grown and v[2] <= f[2] * grown:
+            return False
+    kept = 0
+    for i in range(n):
+        v = a.values[i]
+        if f[0] <= v[0] and f[1] <= v[1] and f[2] <= v[2]:
+            continue
+        if kept != i:
+            a.values[kept] = a.values[i]
+            a.places[kept] = a.places[i]
+        kept += 1
+    if kept == len(a.values):
+        # Full: the newcomer has to stand farther from the others than the most crowded plan does.
+        near = np.inf
+        for i in range(kept):
+            near = min(near, _distance(a, i, f))
+        if near <= a.crowded[1]:
+            return False
+        kept = int(a.crowded[0])
+    else:
+        a.filled[0] = kept + 1
+    a.values[kept, 0], a.values[kept, 1], a.values[kept, 2] = f[0], f[1], f[2]
+    for g in range(len(place)):
+        a.places[kept, g] = place[g]
+    if a.filled[0] == len(a.values):
+        _find_crowded(a)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _distance(a: Archive, i: int, f: np.ndarray) -> float:
+    """Square of the relative distance of plan i to values f."""
+    total = 0.0
+    for k in range(3):
+        x = (a.values[i, k] - f[k]) / a.scale[k]
+        total += x * x
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _find_crowded(a: Archive) -> None:
+    """The plan of a full archive that is nearest to another one; one that is best in an objective never is."""
+    n = len(a.values)
+    low = np.zeros(3, np.int64)
+    for k in range(3):
+        for i in range(n):
+            if a.values[i, k] < a.values[low[k], k]:
+                low[k] = i
+    a.crowded[0], a.crowded[1] = n - 1, np.inf
+    for i in range(n):
+        if i != low[0] and i != low[1] and i != low[2]:
+            for j in range(n):
+                if j != i:
+                    near = _distance(a, i, a.values[j])
+                    if near < a.crowded[1]:
+                        a.crowded[0], a.crowded[1] = i, near
+
+
+@njit(cache=True, nogil=True)
+def _any_weights(r: np.ndarray, weights: np.ndarray) -> None:
+    total = 1e-12
+    for k in range(3):
+        weights[k] = draw(r)
+        total += weights[k]
+    for k in range(3):
+        weights[k] /= total
+
+
+@njit(cache=True, nogil=True)
+def _aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> int:
+    """Choose a member of the archive to start from, and weights that point into a gap beside it."""
+    n = a.filled[0]
+    if n == 1 or draw(r) < 0.25:
+        _any_weights(r, weights)
+        return _below(r, n)
+    order = np.zeros(n, np.int64)
+    for i in range(n):  # by latency; few, and nearly in order
+        j = i
+        while j > 0 and a.values[order[j - 1], 0] > a.values[i, 0]:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = i
+    total = 0.0
+    for i in range(n - 1):
+        total += _distance(a, order[i], a.values[order[i + 1]]) ** 0.5
+    left, chosen = draw(r) * total, n - 2
+    for i in range(n - 1):
+        left -= _distance(a, order[i], a.values[order[i + 1]]) ** 0.5
+        if left <= 0:
+            chosen = i
+            break
+    i, j = order[chosen], order[chosen + 1]
+    rise = abs(a.values[i, 1] - a.values[j, 1]) / a.scale[1]
+    run = abs(a.values[i, 0] - a.values[j, 0]) / a.scale[0]
+    whole = max(rise + run, 1e-30)
+    weights[0], weights[1], weights[2] = rise / whole, run / whole, 0.02
+    return i if draw(r) < 0.5 else j
+
+
+class Walk(NamedTuple):
+    """What a chain remembers between moves: `groups`/`places` of the move at hand with the places before, successes
+    (`ring`: first group, length and placement of a run), and the credit of each kind. `span` int64[2, 3] holds up to
+    two runs of groups (from, to, placement) that a move asks for; `tally` counts successes, marks and runs.
+    """
+
+    groups: np.ndarray
+    places: np.ndarray
+    before: np.ndarray
+    marked: np.ndarray
+    span: np.ndarray
+    ring: np.ndarray
+    tally: np.ndarray
+    credit: np.ndarray
+
+
+#: Places in `Walk.tally`.
+_SUCCESSES, _MARK, _SPANS = range(3)
+
+
+def new_walk(t: Tables) -> Walk:
+    """Nothing remembered."""
+    n = t.groups
+    return Walk(
+        np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64),
+        np.zeros((2, 3), np.int64), np.zeros((_MEMORY, 3), np.int64), np.zeros(3, np.int64), np.ones(KINDS),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _length(r: np.ndarray, most: int) -> int:
+    """A length from 1 to `most`: each power of two half as likely as the one before, and something below it on top."""
+    base = 1
+    while 2 * base <= most and draw(r) < 0.5:
+        base *= 2
+    return min(base + _below(r, base), most)
+
+
+@njit(cache=True, nogil=True)
+def _other(r: np.ndarray, p: int, places: int) -> int:
+    """A placement other than p."""
+    q = _below(r, places - 1)
+    return q + 1 if q >= p else q
+
+
+@njit(cache=True, nogil=True)
+def _ask(w: Walk, low: int, high: int, q: int) -> None:
+    """One more run of groups that the move puts on placement q."""
+    k = w.tally[_SPANS]
+    w.span[k, 0], w.span[k, 1], w.span[k, 2] = low, high, q
+    w.tally[_SPANS] = k + 1
+
+
+@njit(cache=True, nogil=True)
+def _propose(
+    place: np.ndarray, segment: np.ndarray, start: np.ndarray, twin: np.ndarray, places: int, w: Walk, r: np.ndarray,
+    kind: int,
+) -> None:
+    """Ask for a move of this kind."""
+    n = len(place)
+    w.tally[_SPANS] = 0
+    g = _below(r, n)
+    most = min(max(n // 2, 1), _LONGEST)
+    if kind == SHIFT:
+        for _ in range(256):  # to the border of a stage
+            if g == 0 or place[g - 1] != place[g]:
+                break
+            g -= 1
+        if g > 0:
+            far = _length(r, min(most, 64))
+            if draw(r) < 0.5:
+                _ask(w, g, g + far, place[g - 1])
+            else:
+                _ask(w, g - far, g, place[g])
+    elif kind == RUN:
+        q = _other(r, place[g], places)
+        if draw(r) < 0.5:
+            first, segments = segment[g], len(start) - 1
+            last = min(first + _length(r, max(segments // 2, 1)), segments)
+            _ask(w, start[first], min(start[last], g + most), q)
+        else:
+            _ask(w, g, g + _length(r, most), q)
+    elif kind == SWAP:
+        h = _below(r, n)
+        if place[g] != place[h]:
+            far = _length(r, min(most, 64))
+            _ask(w, g, g + far, place[h])
+            _ask(w, h, h + far, place[g])
+    elif kind == TWIN:
+        far = _length(r, min(most, 64))
+        if twin[g] >= 0:
+            # Twins of neighbours are neighbours wherever phases are one model.
+            _ask(w, twin[g], twin[g] + far, place[g])
+    elif kind == FOLLOW:
+        known = min(w.tally[_SUCCESSES], _MEMORY)
+        if known > 0:
+            k = _below(r, known)
+            g, far, q = w.ring[k, 0], w.ring[k, 1], w.ring[k, 2]
+            own = segment[g]
+            if draw(r) < 0.3:  # a little wider, narrower or aside
+                _ask(w, g + _below(r, 5) - 2, g + far + _below(r, 5) - 2, q)
+            else:  # the same groups of another segment, or of several in a row
+                seg = min(max(own + _below(r, 2 * _NEAR + 1) - _NEAR, 0), len(start) - 2)
+                _ask(w, start[seg] + g - start[own], min(start[seg] + g - start[own] + far, start[seg + 1]), q)
+    else:
+        _ask(w, g, g + 1, _other(r, place[g], places))
+
+
+@njit(cache=True, nogil=True)
+def _gather(
+    place: np.ndarray, allowed: np.ndarray, tied_ptr: np.ndarray, tied: np.ndarray, w: Walk
+) -> int:
+    """The groups that the runs asked for change, with all that are tied to them, into `groups` and `places`; one that
+    may not go there stays. Returns how many."""
+    count, n = 0, len(place)
+    w.tally[_MARK] += 1
+    mark = w.tally[_MARK]
+    for k in range(w.tally[_SPANS]):
+        q = w.span[k, 2]
+        for g in range(max(w.span[k, 0], 0), min(w.span[k, 1], n)):
+            if place[g] == q or w.marked[g] == mark or allowed[g, q] == 0:
+                continue
+            able = True
+            for i in range(tied_ptr[g], tied_ptr[g + 1]):
+                able = able and allowed[tied[i], q] != 0
+            if not able:
+                continue
+            w.marked[g] = mark
+            w.groups[count], w.places[count], w.before[count] = g, q, place[g]
+            count += 1
+            for i in range(tied_ptr[g], tied_ptr[g + 1]):
+                h = tied[i]
+                if place[h] != q and w.marked[h] != mark:
+                    w.marked[h] = mark
+                    w.groups[count], w.places[count], w.before[count] = h, q, place[h]
+                    count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _kind(w: Walk, r: np.ndarray, momentum: bool, twins: bool) -> int:
+    """A kind of move, by its credit."""
+    total = 0.0
+    for k in range(KINDS):
+        total += _share(w, k, momentum, twins)
+    left = draw(r) * total
+    for k in range(KINDS):
+        left -= _share(w, k, momentum, twins)
+        if left < 0:
+            return k
+    return FLIP
+
+
+@njit(cache=True, nogil=True)
+def _share(w: Walk, k: int, momentum: bool, twins: bool) -> float:
+    if (k == TWIN and not twins) or (k == FOLLOW and not momentum):
+        return 0.0
+    return w.credit[k] + 0.2 if momentum else 1.0
+
+
+@njit(cache=True, nogil=True)
+def anneal(
+    t: Tables, s: State, a: Archive, w: Walk, r: np.ndarray, epochs: int, moves: int, first: int, guidance: bool,
+    momentum: bool,
+) -> int:
+    """Run epochs number `first` to `first + epochs - 1` of `moves` moves each; returns how many plans were valued.
+
+    The archive must hold at least one plan.
+    """
+    names, places, valued = len(a.weights), t.seconds.shape[1], 0
+    f, fresh, weights = np.zeros(4), np.zeros(4), np.zeros(3)
+    twins = False
+    for g in range(len(t.twin)):
+        if t.twin[g] >= 0:
+            twins = True
+            break
+    place = np.zeros(len(s.place), np.int64)
+    for epoch in range(first, first + epochs):
+        if epoch < names:
+            weights[:] = a.weights[epoch]
+            place[:] = a.best_places[epoch]
+        elif guidance:
+            place[:] = a.places[_aim(a, r, weights)]
+        else:
+            _any_weights(r, weights)
+            place[:] = s.place
+        load(t, s, place)
+        objectives(t, s, f)
+        value = scalar(f, weights, a.scale)
+        w.tally[_SUCCESSES] = 0
+        w.credit[:] = 1.0
+        heat = _HOT
+        cooling = exponential(_COOLING / max(moves, 1))
+        for _ in range(moves):
+            heat *= cooling
+            kind = _kind(w, r, momentum, twins)
+            _propose(s.place, t.segment, t.segment_start, t.twin, places, w, r, kind)
+            count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, w)
+            if count == 0:
+                continue
+            change(t, s, w.groups, w.places, count)
+            objectives(t, s, fresh)
+            valued += 1
+            after = scalar(fresh, weights, a.scale)
+            delta = after - value
+            if fresh[3] > 0 or f[3] > 0:
+                accepted = fresh[3] < f[3] or (fresh[3] == f[3] and delta <= 0)
+            else:
+                accepted = delta <= 0 or draw(r) < exponential(-delta / heat)
+            entered = False
+            if fresh[3] == 0 and (accepted or guidance):
+                entered = offer(a, fresh, s.place)
+            if accepted or entered:
+                # Long moves take longer: what counts is success by effort.
+                gain = 8.0 / (4.0 + count) if delta < 0 or entered else 0.0
+                w.credit[kind] = _DECAY * w.credit[kind] + (1.0 - _DECAY) * gain
+                if delta < 0 or entered:
+                    k = w.tally[_SUCCESSES] % _MEMORY
+                    w.ring[k, 0] = max(w.span[0, 0], 0)
+                    w.ring[k, 1], w.ring[k, 2] = w.span[0, 1] - w.ring[k, 0], w.span[0, 2]
+                    w.tally[_SUCCESSES] += 1
+                value = after
+                f[:] = fresh
+            else:
+                w.credit[kind] *= 0.999
+                undo(t, s, w.groups, w.before, count)
+    return valued

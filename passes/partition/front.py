@@ -1,0 +1,163 @@
+"""Plans that were considered, the front of those that no other dominates, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from qeil_compile.errors import CapacityError
+from qeil_compile.passes.annotate import CostTable
+from qeil_compile.passes.choice import Choice, parse_choice
+from qeil_compile.passes.partition.bounds import gap, weighted_bound
+from qeil_compile.passes.partition.feasible import worst_case_notes
+from qeil_compile.passes.partition.tables import Tables
+from qeil_compile.passes.schedule import Schedule
+from qeil_compile.passes.sensitivity import sensitivity
+from qeil_compile.passes.sequence import Sequence_
+from qeil_compile.plan import Alternative, Objectives, Plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One assignment (placement index per group) with its stages and objective values."""
+
+    strategy: str
+    assignment: tuple[int, ...]
+    sequence: Sequence_
+    schedule: Schedule
+
+    @property
+    def objectives(self) -> Objectives:
+        """Latency, energy, under-utilisation."""
+        return self.schedule.objectives
+
+
+@dataclass(frozen=True)
+class Front:
+    """All candidates that fit; `points` are the non-dominated ones.
+
+    `lower_bounds` hold for every plan whose stages follow the order of the graph, by objective. `problem` is what the
+    search saw (None for an assignment made elsewhere), `evaluations` how many plans it valued.
+    """
+
+    costs: CostTable
+    candidates: tuple[Candidate, ...]
+    lower_bounds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    problem: Tables | None = field(default=None, repr=False, compare=False)
+    evaluations: int = 0
+
+    @cached_property
+    def points(self) -> tuple[Candidate, ...]:
+        """Candidates that no other dominates."""
+        return tuple(
+            c
+            for c in self.candidates
+            if not any(o.objectives.dominates(c.objectives) for o in self.candidates if o is not c)
+        )
+
+    def choose(self, objective: str) -> Candidate:
+        """The candidate with the smallest value of an objective (see `choice`) among those within its caps.
+
+        Raises `QeilError` for an objective that cannot be read, `CapacityError` where no candidate keeps the caps.
+        """
+        wanted = parse_choice(objective)
+        within = [c for c in self.candidates if not wanted.excess(c.objectives)]
+        if not within:
+            raise CapacityError(self._no_plan(objective, wanted))
+        return min(within, key=lambda c: (self.value(objective, c.objectives), len(c.sequence)))
+
+    def _no_plan(self, objective: str, wanted: Choice) -> str:
+        nearest = min(self.candidates, key=lambda c: wanted.excess(c.objectives))
+        missed = ", ".join(
+            f"{name} {getattr(nearest.objectives, name):.4g} of at most {top:.4g}"
+            for name, top in wanted.caps.items()
+            if getattr(nearest.objectives, name) > top
+        )
+        return (
+            f"objective {objective}: no plan keeps all caps; the nearest is {nearest.strategy} with {missed} (SI "
+            "units); raise a cap or use another target"
+        )
+
+    def value(self, objective: str, objectives: Objectives) -> float:
+        """Weighted sum of the objectives, latency and energy relative to those of the best single placement."""
+        return parse_choice(objective).value(objectives, self.best_single.objectives)
+
+    def gap(self, candidate: Candidate, objective: str) -> float | None:
+        """By which share the candidate's value may be above the best of any plan; None where no bound is known."""
+        wanted = parse_choice(objective)
+        wl, we, wu = wanted.weights
+        if self.problem is None:
+            return None
+        best = self.best_single.objectives
+        bound = wu * self.lower_bounds["under_utilisation"]
+        if wl or we:
+            bound += weighted_bound(self.problem, wl / max(best.latency, 1e-30), we / max(best.energy, 1e-30))
+        return gap(self.value(objective, candidate.objectives), bound)
+
+    @cached_property
+    def best_single(self) -> Candidate:
+        """The fastest candidate with the fewest stages: on one placement wherever one takes all operators."""
+        fewest = min(len(c.sequence) for c in self.candidates)
+        return min((c for c in self.candidates if len(c.sequence) == fewest), key=lambda c: c.objectives.latency)
+
+    def as_text(self) -> str:
+        """One line per candidate; those on the front are marked."""
+        points = self.points
+        return "\n".join(
+            f"{'*' if c in points else ' '} {c.strategy}: {len(c.sequence)} stages, "
+            f"{c.objectives.latency * 1e3:.3f} ms, {c.objectives.energy * 1e3:.3f} mJ, "
+            f"under-utilisation {c.objectives.under_utilisation:.3f} ({self.costs.label})"
+            for c in self.candidates
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Stable JSON form of the candidates."""
+        return {
+            "lower_bounds": dict(self.lower_bounds),
+            "evaluations": self.evaluations,
+            "candidates": [
+                {"strategy": c.strategy, "assignment": list(c.assignment), "latency": c.objectives.latency,
+                 "energy": c.objectives.energy, "under_utilisation": c.objectives.under_utilisation,
+                 "on_front": c in self.points}
+                for c in self.candidates
+            ],
+        }  # fmt: skip
+
+    def plan(self, candidate: Candidate, objective: str) -> Plan:
+        """The candidate as a plan; the others as its alternatives."""
+        points = self.points
+        alternatives = tuple(
+            Alternative(
+                c.strategy, len(c.sequence), c.objectives, c is candidate, c in points,
+                self.difference(candidate, c) if c is not candidate else "",
+            )
+            for c in self.candidates
+        )  # fmt: skip
+        return Plan(
+            self.costs.groups.graph.name, self.costs.target.name, candidate.strategy, objective, self.costs.label,
+            candidate.schedule.stages, candidate.schedule.transfers, _units(self.costs, candidate.sequence),
+            candidate.objectives, self.lower_bounds, alternatives,
+            (*self.notes, *worst_case_notes(self.costs, candidate.schedule)), devices=candidate.schedule.devices,
+            sensitivity=sensitivity(self, candidate, objective), gap=self.gap(candidate, objective),
+        )  # fmt: skip
+
+    def difference(self, a: Candidate, b: Candidate) -> str:
+        """How many groups stand elsewhere in b than in a."""
+        count = int(np.count_nonzero(np.array(a.assignment) != np.array(b.assignment)))
+        return f"{count} of {len(a.assignment)} groups elsewhere"
+
+
+def _units(costs: CostTable, sequence: Sequence_) -> tuple[tuple[int, ...], ...]:
+    """Neighbouring stages of OpenVINO on different devices are lowered as one HETERO model."""
+    units: list[list[int]] = []
+    for k, (p, _) in enumerate(sequence):
+        engine = costs.placements[p].engine
+        if units and engine == "openvino" == costs.placements[sequence[k - 1][0]].engine:
+            units[-1].append(k)
+        else:
+            units.append([k])
+    return tuple(tuple(u) for u in units)
