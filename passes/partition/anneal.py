@@ -4,7 +4,8 @@ An *epoch* starts from a plan of the archive and walks with one scalarisation wh
 
 - Guidance: after one epoch for each named scalarisation, an epoch starts at an end of a wide gap of the front and
   weighs the objectives so that the gap's own direction is level: what is better than the chord fills the gap. A move
-  to a plan that no member of the archive dominates is always accepted (compare AMOSA: Bandyopadhyay, Saha, Maulik,
+  to a plan that no member of the archive dominates is always accepted, and a run of groups may be taken from another
+  member (compare AMOSA: Bandyopadhyay, Saha, Maulik,
   Deb, "A simulated annealing-based multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008).
 - Momentum: what paid off lately, as (run of groups, placement), is tried on the same groups of segments nearby and on
   runs a little wider or narrower; kinds of moves that paid off are drawn more often. Both decay, and are forgotten at
@@ -24,8 +25,8 @@ from qeil_compile.passes.partition.kernel import State, change, exponential, loa
 from qeil_compile.passes.partition.tables import Tables
 
 #: Kinds of moves.
-FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW = range(6)
-KINDS = 6
+FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW, CROSS = range(7)
+KINDS = 7
 #: Plans closer than this, relatively, count as one point of the front.
 EPSILON = 1e-3
 #: Temperature at the start and the end of an epoch, as a relative change of the scalarised value.
@@ -43,7 +44,8 @@ _LONGEST = 2048
 class Archive(NamedTuple):
     """Objective values float64[size, 3] and assignments int16[size, n] of `filled[0]` plans; `best_*` are those of the
     named scalarisations, whose weights [names, 3] (of relative values) are `weights`. `scale` [3] makes values
-    relative. Once it is full, `crowded` holds the plan nearest to another one, and how near."""
+    relative; `span` [3] is how far the front reached in each
+    objective at the last look. Once it is full, `crowded` holds the plan nearest to another one, and how near."""
 
     values: np.ndarray
     places: np.ndarray
@@ -52,6 +54,7 @@ class Archive(NamedTuple):
     best_places: np.ndarray
     weights: np.ndarray
     scale: np.ndarray
+    span: np.ndarray
     crowded: np.ndarray
 
 
@@ -60,7 +63,7 @@ def new_archive(t: Tables, size: int, weights: np.ndarray, scale: np.ndarray) ->
     names = len(weights)
     return Archive(
         np.zeros((size, 3)), np.zeros((size, t.groups), np.int16), np.zeros(1, np.int64),
-        np.full((names, 3), np.inf), np.zeros((names, t.groups), np.int16), weights, scale, np.zeros(2),
+        np.full((names, 3), np.inf), np.zeros((names, t.groups), np.int16), weights, scale, scale.copy(), np.zeros(2),
     )  # fmt: skip
 
 
@@ -132,7 +135,7 @@ def _distance(a: Archive, i: int, f: np.ndarray) -> float:
     """Square of the relative distance of plan i to values f."""
     total = 0.0
     for k in range(3):
-        x = (a.values[i, k] - f[k]) / a.scale[k]
+        x = (a.values[i, k] - f[k]) / a.span[k]
         total += x * x
     return total
 
@@ -167,16 +170,30 @@ def _any_weights(r: np.ndarray, weights: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _look(a: Archive) -> None:
+    """Take the measure of the front."""
+    for k in range(3):
+        low, high = np.inf, -np.inf
+        for i in range(a.filled[0]):
+            low, high = min(low, a.values[i, k]), max(high, a.values[i, k])
+        a.span[k] = max(high - low, 1e-3 * a.scale[k])
+    if a.filled[0] == len(a.values):
+        _find_crowded(a)
+
+
+@njit(cache=True, nogil=True)
 def _aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> int:
-    """Choose a member of the archive to start from, and weights that point into a gap beside it."""
+    """Choose a member of the archive to start from, and weights (of values over `span`) that point into a gap beside
+    it."""
     n = a.filled[0]
-    if n == 1 or draw(r) < 0.25:
+    if n == 1 or draw(r) < 0.2:
         _any_weights(r, weights)
         return _below(r, n)
+    by = _below(r, 3)
     order = np.zeros(n, np.int64)
-    for i in range(n):  # by latency; few, and nearly in order
+    for i in range(n):  # along one objective; few, and nearly in order
         j = i
-        while j > 0 and a.values[order[j - 1], 0] > a.values[i, 0]:
+        while j > 0 and a.values[order[j - 1], by] > a.values[i, by]:
             order[j] = order[j - 1]
             j -= 1
         order[j] = i
@@ -190,10 +207,21 @@ def _aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> int:
             chosen = i
             break
     i, j = order[chosen], order[chosen + 1]
-    rise = abs(a.values[i, 1] - a.values[j, 1]) / a.scale[1]
-    run = abs(a.values[i, 0] - a.values[j, 0]) / a.scale[0]
-    whole = max(rise + run, 1e-30)
-    weights[0], weights[1], weights[2] = rise / whole, run / whole, 0.02
+    # Both ends get one value: what is better in some objectives weighs as much as what is worse in others.
+    better, worse = 0, 0
+    for k in range(3):
+        if a.values[i, k] < a.values[j, k]:
+            better += 1
+        else:
+            worse += 1
+    whole = 0.0
+    for k in range(3):
+        apart = abs(a.values[i, k] - a.values[j, k]) / a.span[k]
+        side = better if a.values[i, k] < a.values[j, k] else worse
+        weights[k] = 1.0 / (max(apart, 1e-3) * side)
+        whole += weights[k]
+    for k in range(3):
+        weights[k] /= whole
     return i if draw(r) < 0.5 else j
 
 
@@ -252,10 +280,10 @@ def _ask(w: Walk, low: int, high: int, q: int) -> None:
 
 @njit(cache=True, nogil=True)
 def _propose(
-    place: np.ndarray, segment: np.ndarray, start: np.ndarray, twin: np.ndarray, places: int, w: Walk, r: np.ndarray,
-    kind: int,
+    place: np.ndarray, segment: np.ndarray, start: np.ndarray, twin: np.ndarray, places: int, others: int, w: Walk,
+    r: np.ndarray, kind: int,
 ) -> None:
-    """Ask for a move of this kind."""
+    """Ask for a move of this kind; `others` is how many plans there are to take a run from."""
     n = len(place)
     w.tally[_SPANS] = 0
     g = _below(r, n)
@@ -279,6 +307,11 @@ def _propose(
             _ask(w, start[first], min(start[last], g + most), q)
         else:
             _ask(w, g, g + _length(r, most), q)
+    elif kind == CROSS:
+        base = 1
+        while 2 * base <= n and draw(r) < 0.8:
+            base *= 2
+        _ask(w, g, g + base + _below(r, base), -1 - _below(r, others))
     elif kind == SWAP:
         h = _below(r, n)
         if place[g] != place[h]:
@@ -307,16 +340,18 @@ def _propose(
 
 @njit(cache=True, nogil=True)
 def _gather(
-    place: np.ndarray, allowed: np.ndarray, tied_ptr: np.ndarray, tied: np.ndarray, w: Walk
+    place: np.ndarray, allowed: np.ndarray, tied_ptr: np.ndarray, tied: np.ndarray, others: np.ndarray, w: Walk
 ) -> int:
     """The groups that the runs asked for change, with all that are tied to them, into `groups` and `places`; one that
-    may not go there stays. Returns how many."""
+    may not go there stays. A placement below 0 stands for that in one of the plans `others`. Returns how many."""
     count, n = 0, len(place)
     w.tally[_MARK] += 1
     mark = w.tally[_MARK]
     for k in range(w.tally[_SPANS]):
-        q = w.span[k, 2]
+        q, plan = w.span[k, 2], -1 - w.span[k, 2]
         for g in range(max(w.span[k, 0], 0), min(w.span[k, 1], n)):
+            if plan >= 0:
+                q = np.int64(others[plan, g])
             if place[g] == q or w.marked[g] == mark or allowed[g, q] == 0:
                 continue
             able = True
@@ -337,22 +372,22 @@ def _gather(
 
 
 @njit(cache=True, nogil=True)
-def _kind(w: Walk, r: np.ndarray, momentum: bool, twins: bool) -> int:
+def _kind(w: Walk, r: np.ndarray, momentum: bool, guidance: bool, twins: bool) -> int:
     """A kind of move, by its credit."""
     total = 0.0
     for k in range(KINDS):
-        total += _share(w, k, momentum, twins)
+        total += _share(w, k, momentum, guidance, twins)
     left = draw(r) * total
     for k in range(KINDS):
-        left -= _share(w, k, momentum, twins)
+        left -= _share(w, k, momentum, guidance, twins)
         if left < 0:
             return k
     return FLIP
 
 
 @njit(cache=True, nogil=True)
-def _share(w: Walk, k: int, momentum: bool, twins: bool) -> float:
-    if (k == TWIN and not twins) or (k == FOLLOW and not momentum):
+def _share(w: Walk, k: int, momentum: bool, guidance: bool, twins: bool) -> float:
+    if (k == TWIN and not twins) or (k == FOLLOW and not momentum) or (k == CROSS and not guidance):
         return 0.0
     return w.credit[k] + 0.2 if momentum else 1.0
 
@@ -367,7 +402,7 @@ def anneal(
     The archive must hold at least one plan.
     """
     names, places, valued = len(a.weights), t.seconds.shape[1], 0
-    f, fresh, weights = np.zeros(4), np.zeros(4), np.zeros(3)
+    f, fresh, weights, unit = np.zeros(4), np.zeros(4), np.zeros(3), np.ones(3)
     twins = False
     for g in range(len(t.twin)):
         if t.twin[g] >= 0:
@@ -375,8 +410,11 @@ def anneal(
             break
     place = np.zeros(len(s.place), np.int64)
     for epoch in range(first, first + epochs):
+        _look(a)
+        unit[:] = a.span
         if epoch < names:
             weights[:] = a.weights[epoch]
+            unit[:] = a.scale
             place[:] = a.best_places[epoch]
         elif guidance:
             place[:] = a.places[_aim(a, r, weights)]
@@ -385,22 +423,22 @@ def anneal(
             place[:] = s.place
         load(t, s, place)
         objectives(t, s, f)
-        value = scalar(f, weights, a.scale)
+        value = scalar(f, weights, unit)
         w.tally[_SUCCESSES] = 0
         w.credit[:] = 1.0
         heat = _HOT
         cooling = exponential(_COOLING / max(moves, 1))
         for _ in range(moves):
             heat *= cooling
-            kind = _kind(w, r, momentum, twins)
-            _propose(s.place, t.segment, t.segment_start, t.twin, places, w, r, kind)
-            count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, w)
+            kind = _kind(w, r, momentum, guidance, twins)
+            _propose(s.place, t.segment, t.segment_start, t.twin, places, a.filled[0], w, r, kind)
+            count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, a.places, w)
             if count == 0:
                 continue
             change(t, s, w.groups, w.places, count)
             objectives(t, s, fresh)
             valued += 1
-            after = scalar(fresh, weights, a.scale)
+            after = scalar(fresh, weights, unit)
             delta = after - value
             if fresh[3] > 0 or f[3] > 0:
                 accepted = fresh[3] < f[3] or (fresh[3] == f[3] and delta <= 0)
@@ -410,10 +448,10 @@ def anneal(
             if fresh[3] == 0 and (accepted or guidance):
                 entered = offer(a, fresh, s.place)
             if accepted or entered:
-                # Long moves take longer: what counts is success by effort.
-                gain = 8.0 / (4.0 + count) if delta < 0 or entered else 0.0
+                # A new point of the front is worth more than a step on the way to one.
+                gain = 4.0 if entered else 1.0 if delta < 0 else 0.0
                 w.credit[kind] = _DECAY * w.credit[kind] + (1.0 - _DECAY) * gain
-                if delta < 0 or entered:
+                if (delta < 0 or entered) and kind != CROSS:
                     k = w.tally[_SUCCESSES] % _MEMORY
                     w.ring[k, 0] = max(w.span[0, 0], 0)
                     w.ring[k, 1], w.ring[k, 2] = w.span[0, 1] - w.ring[k, 0], w.span[0, 2]
