@@ -30,7 +30,7 @@ def decision_text(d: Decision) -> list[str]:
         lines.append(f"nearest other plan of the front: {d.nearest.strategy}, {rival_text(d.nearest)}")
         lines.append(f"  {_flip_text(d.nearest, d.weight)}")
     if d.holds is not None:
-        lines.append(_holds_text(d.holds))
+        lines.append(_holds_text(d.holds, "within the caps" if ";" in d.objective else "considered"))
     if d.relaxation is not None:
         caps = " and ".join(_cap(n, v) for n, v in d.relaxation.caps)
         lines.append(f"with {caps} the choice is {d.relaxation.rival.strategy}, {rival_text(d.relaxation.rival)}")
@@ -92,9 +92,9 @@ def _flip_text(rival: Rival, weight: float | None) -> str:
     )
 
 
-def _holds_text(found: Range) -> str:
+def _holds_text(found: Range, which: str) -> str:
     ends = ", ".join(f"{side}: {name}" for side, name in (("below", found.below), ("above", found.above)) if name)
     return (
-        f"of all plans considered the chosen one is the best while energy weighs {found.low:.3g} to {found.high:.3g} "
+        f"of all plans {which} the chosen one is the best while energy weighs {found.low:.3g} to {found.high:.3g} "
         f"of latency and energy{f' ({ends})' if ends else ''}"
     )
