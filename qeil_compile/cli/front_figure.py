@@ -99,12 +99,8 @@ class _Panel:
             self.axes.set_title("the front from nearby", fontsize=9)
             self.axes.set_xlim(self.across.low, self.across.high)
             self.axes.set_ylim(self.up.low, self.up.high)
-        for p in self.points if named else ():
-            if p.kind in ("chosen", "nearest"):
-                self.axes.annotate(
-                    printable(p.strategy), (p.latency * self.across.factor, p.energy * self.up.factor),
-                    xytext=(9, 9), textcoords="offset points", fontsize=8, parse_math=False, zorder=4,
-                )  # fmt: skip
+        if named:
+            self._names()
 
     def _plans(self, panel: int) -> None:
         everything = points_of(self.found)
@@ -120,6 +116,18 @@ class _Panel:
                 label=None if p.kind in seen else KINDS[p.kind], gid=f"plan-{panel}-{everything.index(p)}",
             )  # fmt: skip
             seen.add(p.kind)
+
+    def _names(self) -> None:
+        """Beside the chosen and the nearest plan, on the side where there is more room."""
+        middle = sum(self.axes.get_xlim()) / 2
+        for p in self.points:
+            x, y = p.latency * self.across.factor, p.energy * self.up.factor
+            right = x > middle
+            if p.kind in ("chosen", "nearest"):
+                self.axes.annotate(
+                    printable(p.strategy), (x, y), xytext=(-9 if right else 9, 9), textcoords="offset points",
+                    ha="right" if right else "left", fontsize=8, parse_math=False, zorder=4,
+                )  # fmt: skip
 
     def _bounds(self) -> None:
         """Lines that no plan can be beyond."""

@@ -63,8 +63,10 @@ def points_of(found: api.Explanation) -> list[Point]:
 def close_up(points: Sequence[Point]) -> list[Point]:
     """The points in and around the front where the others leave it little room on an axis; else all of them."""
     front = [p for p in points if p.kind != "dominated"]
+    if len(front) < 2:
+        return list(points)
     spans = [_span([getattr(p, n) for p in points], [getattr(p, n) for p in front]) for n in ("latency", "energy")]
-    if len(front) < 2 or not any(crushed for *_, crushed in spans):
+    if not any(crushed for *_, crushed in spans):
         return list(points)
     (left, right, _), (low, high, _) = spans
     return [p for p in points if left <= p.latency <= right and low <= p.energy <= high]
@@ -72,8 +74,6 @@ def close_up(points: Sequence[Point]) -> list[Point]:
 
 def _span(values: Sequence[float], front: Sequence[float]) -> tuple[float, float, bool]:
     """Both ends of the front with some room, and whether it takes too little of all values."""
-    if not front:
-        return min(values), max(values), False
     low, high = min(front), max(front)
     room = max(_AROUND * (high - low), _AT_LEAST * high)
     return low - room, high + room, high - low < _CRUSHED * (max(values) - min(values))

@@ -15,7 +15,7 @@ _MARGIN = 9
 
 
 def scatter(points: Sequence[Point], width: int = 80, height: int = 16) -> list[str]:
-    """Lines of at most `width` characters: title, `height` rows, the axis below, and what the marks mean.
+    """Lines of at most `width` characters (45 or more): title, `height` rows, the axis below, and what the marks mean.
 
     Points that share a cell show as the most important of them; the legend counts all. Where others would leave the
     front little room, they stand at the border. Empty without points.
@@ -27,12 +27,13 @@ def scatter(points: Sequence[Point], width: int = 80, height: int = 16) -> list[
     columns = max(width - _MARGIN - 2, 20)
     cells = [[" "] * columns for _ in range(height)]
     for p in sorted(points, key=near.__contains__):
-        row, column = _cell(up, p.energy * up.factor, height), _cell(across, p.latency * across.factor, columns)
-        cells[height - 1 - row][column] = _MARKS[p.kind] if p in near else _BEYOND[p.latency * across.factor > across.high]
+        x, y = p.latency * across.factor, p.energy * up.factor
+        mark = _MARKS[p.kind] if p in near else _BEYOND[x > across.high]
+        cells[height - 1 - _cell(up, y, height)][_cell(across, x, columns)] = mark
     labels = {height - 1 - _cell(up, v, height): _number(v) for v in _ticks(up, height // 3)}
     lines = [f"energy [{up.unit}{_scale(up)}] against latency [{across.unit}{_scale(across)}]"]
-    for r, row in enumerate(cells):
-        lines.append(f"{labels.get(r, ''):>{_MARGIN}}{'+' if r in labels else '|'}{''.join(row)}".rstrip())
+    for r, cell in enumerate(cells):
+        lines.append(f"{labels.get(r, ''):>{_MARGIN}}{'+' if r in labels else '|'}{''.join(cell)}".rstrip())
     ticks = {_cell(across, v, columns): _number(v) for v in _ticks(across, columns // 12)}
     lines.append(" " * _MARGIN + "+" + "".join("+" if c in ticks else "-" for c in range(columns)))
     lines.append(" " * (_MARGIN + 1) + _below(ticks, columns))
