@@ -96,7 +96,7 @@ def decide(plan: Plan) -> Decision:
     itself = Alternative(plan.strategy, len(plan.stages), plan.objectives, True, True)
     chosen = next((a for a in plan.alternatives if a.chosen), itself)
     compare = _Comparison(wanted, chosen.objectives, _reference(plan.alternatives or (chosen,)))
-    others = [a for a in plan.alternatives if not a.chosen and not _twins(a.objectives, chosen.objectives)]
+    others = [a for a in plan.alternatives if not a.chosen and _differs(a.objectives, chosen.objectives)]
     allowed = [a for a in others if not wanted.excess(a.objectives)]
     front = [compare.rival(a) for a in allowed if a.on_front]
     nearest = min(front, key=lambda r: abs(r.value - compare.value), default=None)
@@ -113,9 +113,10 @@ def _reference(alternatives: Sequence[Alternative]) -> Objectives:
     return min((a for a in alternatives if a.stages == fewest), key=lambda a: a.objectives.latency).objectives
 
 
-def _twins(a: Objectives, b: Objectives) -> bool:
+def _differs(a: Objectives, b: Objectives) -> bool:
+    """Whether `a` is no twin of `b`; what an artifact gives no number for is not compared at all."""
     pairs = ((a.latency, b.latency), (a.energy, b.energy), (a.under_utilisation, b.under_utilisation))
-    return all(isclose(x, y, rel_tol=_TWIN) for x, y in pairs)
+    return all(isfinite(x) for x, _ in pairs) and not all(isclose(x, y, rel_tol=_TWIN) for x, y in pairs)
 
 
 class _Comparison:

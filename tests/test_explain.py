@@ -152,6 +152,8 @@ def test_a_plan_without_rivals() -> None:
     for plan in (alone, replace(alone, alternatives=())):
         decision = decide(plan)
         assert decision.nearest is None and decision.value == 1.0 and decision.chosen.objectives == plan.objectives
+    odd = made("energy; latency<=2ms", (1.0, 10.0, 0.5), (float("inf"), 5.0, 0.5), (1.0, float("nan"), 0.1))
+    assert decide(odd).nearest is None and decide(odd).relaxation is None
     twins = decide(made("latency", (1.0, 10.0, 0.5), (1.0, 10.0 + 1e-9, 0.5)))
     assert twins.nearest is None
 
