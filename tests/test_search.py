@@ -9,13 +9,15 @@ import pytest
 
 from qeil_compile.errors import InputError
 from qeil_compile.passes.choice import SCALES
+from qeil_compile.passes.partition.baselines import at_random, by_priority, min_cut
 from qeil_compile.passes.partition.bounds import ambient_leakage, lower_bounds
 from qeil_compile.passes.partition.chain import chain
 from qeil_compile.passes.partition.exact import exhaustive, optimum
 from qeil_compile.passes.partition.kernel import change, exponential, load, new_state, objectives, undo
 from qeil_compile.passes.partition.pgsam import Search, reference, search, value_of
 from qeil_compile.passes.partition.tables import Phase, Tables, tables
-from tests.cost_problems import priced, random_graph, random_target
+from tests.cost_problems import chain_graph, link, pair, priced, random_graph, random_target, singles, work
+from tests.cost_problems import value as number
 from tests.slow_partition import slow_value
 
 QUICK = Search(chains=2, epochs=8, moves=200)
@@ -186,19 +188,39 @@ def test_groups_that_are_tied_stay_together_and_pins_hold() -> None:
         assert p[1] == p[n - 1]
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_dynamic_programme_is_exact_on_chains(seed: int) -> None:
-    from tests.cost_problems import chain_graph, pair, singles, work
-
+def unlike_chain(seed: int) -> Tables:
+    """A chain on two devices of which one computes and the other streams faster, with a quick link between."""
     rng = np.random.default_rng(seed)
-    sizes = [int(n) for n in rng.integers(10, 60000, 8)]
-    counts = tuple(work(float(10 ** rng.uniform(4, 9)), int(10 ** rng.uniform(2, 6))) for _ in range(7))
-    t = tables([Phase("chain", priced(singles(chain_graph(sizes)), counts, pair()))])
-    scale = reference(t, [np.zeros(7, dtype=np.int64)])
+    target = pair(peak_flops={"fp32": number(2e11, "FLOP/s")}, memory_bandwidth=number(3e8, "B/s"))
+    target = replace(target, links=(link("a", "b", 2e9),))
+    sizes = [int(n) for n in rng.integers(10, 60000, 10)]
+    counts = tuple(work(float(10 ** rng.uniform(5, 8.5)), int(10 ** rng.uniform(3, 6))) for _ in range(9))
+    return tables([Phase("chain", priced(singles(chain_graph(sizes)), counts, target))])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dynamic_programme_and_minimum_cut_are_exact_on_chains(seed: int) -> None:
+    t = unlike_chain(seed)
+    scale = reference(t, [np.zeros(9, dtype=np.int64)])
+    leakage, mixed = ambient_leakage(t), 0
     for weights in list(SCALES.values())[:3]:
-        place = chain(t, ambient_leakage(t), weights[0] / scale[0], weights[1] / scale[1])
-        value = float(np.dot(weights, value_of(t, place)[:3] / scale))
-        assert value == pytest.approx(exhaustive(t, weights, scale).value, rel=1e-9)
+        wl, we = weights[0] / scale[0], weights[1] / scale[1]
+        best = exhaustive(t, weights, scale)
+        assert best.place is not None
+        mixed += len(set(best.place.tolist())) > 1
+        for place in (chain(t, leakage, wl, we), min_cut(t, leakage, wl, we, 0, 1)):
+            value = float(np.dot(weights, value_of(t, place)[:3] / scale))
+            assert value == pytest.approx(best.value, rel=1e-6)
+    assert mixed  # else one device would be the answer to all
+
+
+def test_rules_that_know_no_price() -> None:
+    t = unlike_chain(0)
+    assert (by_priority(t) == 0).all()
+    only = t._replace(allowed=np.array([[0, 1]] * 4 + [[1, 1]] * 5, dtype=np.uint8))
+    assert by_priority(only).tolist() == [1] * 4 + [0] * 5
+    random = at_random(only, 3)
+    assert (random[:4] == 1).all() and (random == at_random(only, 3)).all()
 
 
 def test_too_many_assignments_are_refused() -> None:

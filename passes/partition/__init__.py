@@ -1,7 +1,9 @@
 """Assign every group to a placement: candidates by several strategies, a Pareto front, a choice.
 
 Strategies: each single placement (with what it refuses on the cheapest other), greedy, the dynamic programme along the
-order of groups, and PGSAM, which starts from all of them. All candidates are scheduled, so that they are compared by
+order of groups, the minimum cut where there are two placements, and PGSAM, which starts from all of them. On request
+also rules that know no price (random, the provider order of ONNX Runtime, that of OpenVINO's HETERO) and exact ones
+(exhaustive, HiGHS). All candidates are scheduled, so that they are compared by
 the same evaluator, and those that do not fit are dropped.
 """
 
@@ -15,8 +17,10 @@ from qeil_compile.errors import CapacityError, PinError, QeilError, ThermalError
 from qeil_compile.passes.annotate import CostTable
 from qeil_compile.passes.choice import SCALES
 from qeil_compile.passes.legalise import legalise
+from qeil_compile.passes.partition.baselines import at_random, by_priority, engine_first, min_cut
 from qeil_compile.passes.partition.bounds import ambient_leakage, lower_bounds
 from qeil_compile.passes.partition.chain import chain
+from qeil_compile.passes.partition.exact import Optimum, exhaustive, optimum
 from qeil_compile.passes.partition.feasible import does_not_fit, overheats, thermal_note
 from qeil_compile.passes.partition.front import Candidate, Front
 from qeil_compile.passes.partition.greedy import greedy
@@ -87,25 +91,51 @@ class _Candidates:
             f"single {costs.placements[p].spec}": (lambda s=s: s)  # type: ignore[misc]
             for p, s in zip(usable, singles, strict=True)
         }
-        leakage = ambient_leakage(self.problem)
+        makers |= self._scalarised(usable)
+        asked = self._on_request()
+        wanted = [n for n in (*makers, *asked) if self._wants(n) and (n in makers or self.settings.only)]
+        if not wanted and not self._wants("pgsam"):
+            raise QeilError(
+                f"strategy {self.settings.only[0]}: unknown; expected single, greedy, chain, cut or pgsam, or one of "
+                f"{', '.join((*makers, *asked))}"
+            )
+        for name, make in (makers | asked).items():
+            if name in wanted or (name in makers and self._wants("pgsam")):
+                assignment = self._tie(make())
+                self.starts.append(assignment)
+                if name in wanted:
+                    self.add(assignment, name)
+
+    def _scalarised(self, usable: Sequence[int]) -> dict[str, Callable[[], np.ndarray]]:
+        """Strategies that minimise a weighted sum of latency and energy."""
+        found: dict[str, Callable[[], np.ndarray]] = {}
+        t, leakage = self.problem, ambient_leakage(self.problem)
         for name, scale in SCALES.items():
             if scale[2]:
                 continue
-            weights = scale[0] / self.scale[0], scale[1] / self.scale[1]
-            makers[f"greedy {name}"] = lambda w=weights: self._greedy_that_fits(w)  # type: ignore[misc]
-            makers[f"chain {name}"] = lambda w=weights: chain(self.problem, leakage, *w)  # type: ignore[misc]
-        chosen = [n for n in makers if self._wants(n)]
-        if not chosen and not self._wants("pgsam"):
-            raise QeilError(
-                f"strategy {self.settings.only[0]}: unknown; expected single, greedy, chain or pgsam, or one of "
-                f"{', '.join(makers)}"
-            )
-        for name in makers:
-            if name in chosen or self._wants("pgsam"):
-                assignment = self._tie(makers[name]())
-                self.starts.append(assignment)
-                if name in chosen:
-                    self.add(assignment, name)
+            wl, we = scale[0] / self.scale[0], scale[1] / self.scale[1]
+            found[f"greedy {name}"] = lambda w=(wl, we): self._greedy_that_fits(w)  # type: ignore[misc]
+            found[f"chain {name}"] = lambda w=(wl, we): chain(t, leakage, *w)  # type: ignore[misc]
+            if len(usable) == 2:
+                found[f"cut {name}"] = lambda w=(wl, we): min_cut(t, leakage, *w, *usable)  # type: ignore[misc]
+        return found
+
+    def _on_request(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Strategies for comparison: simple rules, and what takes long."""
+        t, places, leakage = self.problem, self.costs.placements, ambient_leakage(self.problem)
+        found: dict[str, Callable[[], np.ndarray]] = {
+            "random": lambda: at_random(t, self.settings.search.seed),
+            "provider order": lambda: by_priority(t, engine_first(places, "onnxruntime")),
+            "hetero order": lambda: by_priority(t, engine_first(places, "openvino")),
+        }
+        for name, scale in SCALES.items():
+            found[f"exhaustive {name}"] = lambda s=scale: _found(exhaustive(t, s, self.scale))  # type: ignore[misc]
+            if not scale[2]:
+                wl, we = scale[0] / self.scale[0], scale[1] / self.scale[1]
+                found[f"highs {name}"] = lambda w=(wl, we): _found(  # type: ignore[misc]
+                    optimum(t, w[0], w[1], leakage, self.settings.search.seconds or 60.0)
+                )
+        return found
 
     def add_search(self) -> None:
         """What the annealer finds, with room left for the activations that the starts need."""
@@ -191,6 +221,12 @@ class _Candidates:
                 arenas[pools[state.device]] = arenas.get(pools[state.device], 0) + state.arena_bytes
             kept = {pool: max(n, kept.get(pool, 0)) for pool, n in arenas.items()}
         return assignment
+
+
+def _found(best: Optimum) -> np.ndarray:
+    if best.place is None:
+        raise CapacityError("exact search: no assignment fits the memories; use a target with more memory")
+    return best.place
 
 
 def _spread(result: Found, most: int) -> list[np.ndarray]:

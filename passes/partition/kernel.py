@@ -336,3 +336,11 @@ def objectives(t: Tables, s: State, out: np.ndarray) -> None:
     out[1] = energy
     out[2] = min(max(1.0 - s.total[USEFUL] / (devices * latency), 0.0), 1.0) if latency > 0 else 0.0
     out[3] = wrong
+
+
+@njit(cache=True, nogil=True)
+def evaluate_all(t: Tables, s: State, places: np.ndarray, out: np.ndarray) -> None:
+    """Values of many assignments int64[k, n], each worked out anew, into float64[k, 4]."""
+    for k in range(len(places)):
+        load(t, s, places[k])
+        objectives(t, s, out[k])

@@ -16,7 +16,7 @@ import numpy as np
 
 from qeil_compile.passes.choice import SCALES
 from qeil_compile.passes.partition.anneal import Archive, anneal, new_archive, new_walk, offer
-from qeil_compile.passes.partition.kernel import load, new_state, objectives
+from qeil_compile.passes.partition.kernel import evaluate_all, load, new_state, objectives
 from qeil_compile.passes.partition.tables import Tables
 
 
@@ -56,9 +56,13 @@ class Found:
 
 def value_of(t: Tables, place: Sequence[int] | np.ndarray) -> np.ndarray:
     """Latency [s], energy [J], under-utilisation, and violation (0: feasible) of one assignment, float64[4]."""
-    state, out = new_state(t), np.zeros(4)
-    load(t, state, np.asarray(place, dtype=np.int64))
-    objectives(t, state, out)
+    return values_of(t, np.asarray(place)[None])[0]
+
+
+def values_of(t: Tables, places: np.ndarray) -> np.ndarray:
+    """The same of assignments [k, n], float64[k, 4]."""
+    out = np.zeros((len(places), 4))
+    evaluate_all(t, new_state(t), np.asarray(places, dtype=np.int64), out)
     return out
 
 
