@@ -107,8 +107,13 @@ def write_npz(path: Path, values: Mapping[str, np.ndarray]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises `OutputError`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all. Raises `OutputError`."""
     with _atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 class _atomic:

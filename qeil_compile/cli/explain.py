@@ -8,9 +8,17 @@ from typing import Annotated
 import typer
 
 from qeil_compile import api
-from qeil_compile.errors import InputError
+from qeil_compile.errors import InputError, OutputError
 
-from .console import TIMING_COLUMNS, mj, ms, print_json, say, table, timing_rows, us
+from . import arguments
+from .console import TIMING_COLUMNS, mj, ms, out, print_json, say, table, timing_rows, us
+from .front_figure import draw
+from .front_page import page
+from .points import points_of
+from .scatter import scatter
+
+#: Width of the plot in the terminal, where there is room for it [columns].
+_WIDTH = 80
 
 
 def command(
@@ -18,11 +26,19 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     operators: Annotated[bool, typer.Option("--operators", help="Every operator on every placement.")] = False,
     stage: Annotated[int | None, typer.Option(min=0, help="Only this stage, with its operators.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png|.svg|.html", help="Write the front as a picture or a page.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file of --plot.")] = False,
 ) -> None:
-    """Say which operator goes where, why not elsewhere, and what each boundary costs."""
+    """Say which operator goes where, why not elsewhere, what each boundary costs, and what would change the choice."""
+    if plot is not None:
+        _check_plot(plot, overwrite)
     found = api.load(artifact).explain()
     if stage is not None and stage >= len(found.stages):
         raise InputError(f"--stage {stage}: the plan has stages 0 to {len(found.stages) - 1}")
+    if plot is not None:
+        _write_plot(found, plot)
     if as_json:
         print_json(found.to_json())
         return
@@ -37,6 +53,21 @@ def command(
         _whole(found)
         if not operators:
             say("--operators shows each operator on each placement, and why it is not elsewhere")
+    if plot is not None:
+        say(f"wrote {plot}")
+
+
+def _check_plot(path: Path, overwrite: bool) -> None:
+    if path.suffix not in (".png", ".svg", ".html"):
+        raise OutputError(f"{path}: expected a name that ends in .png, .svg or .html")
+    arguments.check_file(path, path.suffix, overwrite)
+
+
+def _write_plot(found: api.Explanation, path: Path) -> None:
+    if path.suffix == ".html":
+        arguments.write_text(path, page(found))
+    else:
+        arguments.write_bytes(path, draw(found, "png" if path.suffix == ".png" else "svg"))
 
 
 def _stages(found: api.Explanation, only: int | None) -> None:
@@ -58,8 +89,6 @@ def _devices(found: api.Explanation) -> None:
     columns = ("device", "busy [ms]", "energy [mJ]", "temperature [C]", "Phi [1]", "CPQ [1]", "weights [B]",
                "arena [B]", "most live [B]", "online at most [B]", "spilled [B]")  # fmt: skip
     table(f"devices ({found.label})", columns, rows)
-    for line in found.ranges:
-        say(f"{line} ({found.label})" if line is found.ranges[0] else line)
 
 
 def _boundaries(found: api.Explanation, only: int | None) -> None:
@@ -89,6 +118,16 @@ def _operators(found: api.Explanation, only: int | None) -> None:
     table(f"operators ({found.label})", columns, rows)
 
 
+def _choice(found: api.Explanation) -> None:
+    """The front as a plot, the chosen plan on it, and what would change the choice."""
+    say(f"front ({found.label})")
+    for line in scatter(points_of(found), min(_WIDTH, out().width)):
+        say(line)
+    say(f"choice ({found.label})")
+    for line in (*found.decision.as_text(), *found.ranges):
+        say(f"  {line}")
+
+
 def _whole(found: api.Explanation) -> None:
     rows = [
         [a.strategy, a.stages, ms(a.objectives.latency), mj(a.objectives.energy),
@@ -97,6 +136,7 @@ def _whole(found: api.Explanation) -> None:
     ]  # fmt: skip
     columns = ("strategy", "stages [1]", "latency [ms]", "energy [mJ]", "under-utilisation [1]", "on front", "chosen")
     table(f"alternatives considered ({found.label})", columns, rows)
+    _choice(found)
     table("one run (measured)", TIMING_COLUMNS, timing_rows(found.timings))
     for u in found.unknown:
         say(f"unknown cost: {u.count} x {u.type}, {u.share_of_bytes:.1%} of all bytes ({found.label})")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeil_compile.errors import PinError, TargetError
 from qeil_compile.ir import OpGraph
+from qeil_compile.passes.decision import Decision, decide
 from qeil_compile.passes.partition import pin_labels
 from qeil_compile.plan import Alternative, DeviceState, Plan, Sensitivity, device_text
 
@@ -133,6 +134,8 @@ class Explanation:
     sensitivity: tuple[Sensitivity, ...]
     #: The ranges of energy coefficients in words: the plan's energy, and where another plan would be chosen.
     ranges: tuple[str, ...]
+    #: The chosen plan beside its rivals: gap, nearest other plan, and what would change the choice.
+    decision: Decision
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form."""
@@ -140,18 +143,20 @@ class Explanation:
         data["alternatives"] = [a | {"label": self.label} for a in data["alternatives"]]
         data["lower_bounds"] = {**self.lower_bounds, "label": self.label}
         data["devices"] = [d | {"label": self.label} for d in data["devices"]]
+        data["decision"]["label"] = self.label
         return data
 
     def as_text(self) -> str:
-        """Stages, boundaries, operators with their reasons, alternatives and notes."""
+        """Stages, boundaries, operators with their reasons, alternatives, the choice and notes."""
         parts = [
             [f"{self.model} on {self.target}, objective {self.objective}, strategy {self.strategy}"],
             [f"stages ({self.label})", *map(_stage_text, self.stages)],
             [f"devices ({self.label})", *(f"  {d.device}: {device_text(d)}" for d in self.devices)],
-            [f"ranges of energy coefficients ({self.label})", *(f"  {line}" for line in self.ranges)],
             [f"boundaries ({self.label})", *map(_boundary_text, self.boundaries)],
             [f"operators ({self.label})", *(line for g in self.groups for line in _group_text(g))],
             [f"alternatives ({self.label})", *map(_alternative_text, self.alternatives)],
+            [f"choice ({self.label})", *(f"  {line}" for line in self.decision.as_text())],
+            [f"ranges of energy coefficients ({self.label})", *(f"  {line}" for line in self.ranges)],
             ["timings (measured)", *(f"  {n}: {t['median'] * 1e3:.3f} ms" for n, t in self.timings.items())],
             ["emulated here", *(f"  {p}: {why}" for p, why in self.emulated.items())],
             ["operators of unknown cost", *(f"  {u.count} x {u.type}: {u.share_of_bytes:.1%}" for u in self.unknown)],
@@ -179,7 +184,7 @@ def explain(compiled: Compiled) -> Explanation:
         {name: {**asdict(t), "label": "measured"} for name, t in compiled.timings.items()},
         emulated, plan.lower_bounds, plan.pins, plan.notes,
         tuple(Unknown(*u) for u in costs.get("unknown", ())), plan.devices, plan.sensitivity,
-        tuple(plan.sensitivity_text()),
+        tuple(plan.sensitivity_text()), decide(plan),
     )  # fmt: skip
 
 

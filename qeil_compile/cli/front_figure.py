@@ -1,0 +1,150 @@
+"""The front as a figure: PNG, SVG, or SVG with tooltips for a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from html import escape
+from typing import TYPE_CHECKING, Literal
+
+from qeil_compile import api
+
+from .points import KINDS, Kind, Point, axis, close_up, points_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Marker and its area [points^2].
+_MARKERS: dict[Kind, tuple[str, float]] = {
+    "dominated": ("X", 30.0), "front": ("o", 60.0), "nearest": ("D", 60.0), "chosen": ("*", 220.0),
+}  # fmt: skip
+
+
+def draw(found: api.Explanation, form: Literal["png", "svg"]) -> bytes:
+    """The figure as a file. The same explanation gives the same bytes."""
+    import matplotlib
+
+    # Text stays text, and neither identifiers nor dates differ between two runs.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qeil"}):
+        buffer = io.BytesIO()
+        _figure(found).savefig(buffer, format=form, dpi=130, metadata={"Date": None} if form == "svg" else None)
+    return buffer.getvalue()
+
+
+def inline_svg(found: api.Explanation) -> str:
+    """The figure as an `<svg>` element whose points carry tooltips."""
+    text = draw(found, "svg").decode("utf-8")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    tips = [escape(tooltip(p, found.label)) for p in points_of(found)]
+    return re.sub(r'<g id="plan-\d+-(\d+)">', lambda m: f"{m[0]}<title>{tips[int(m[1])]}</title>", text)
+
+
+def tooltip(p: Point, label: str) -> str:
+    """One plan in words."""
+    return (
+        f"{printable(p.strategy)} ({KINDS[p.kind]}): {p.stages} {'stage' if p.stages == 1 else 'stages'}, latency "
+        f"{p.latency * 1e3:.4g} ms, energy {p.energy * 1e3:.4g} mJ, under-utilisation {p.under_utilisation:.3f} "
+        f"({label})"
+    )
+
+
+def printable(text: str) -> str:
+    """Without control characters, which neither a font nor XML has."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _figure(found: api.Explanation) -> Figure:
+    """All plans; beside them the front from nearby, where the others leave it little room."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = points_of(found)
+    near = close_up(points)
+    panels = [points] if len(near) == len(points) else [points, near]
+    figure = Figure(figsize=(7 * len(panels), 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    title = f"{found.model} on {found.target}, objective {found.objective} ({found.label})"
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)
+    if points:
+        for k, shown in enumerate(panels):
+            _Panel(figure.add_subplot(1, len(panels), k + 1), found, shown).draw(k, named=k == len(panels) - 1)
+        figure.axes[0].legend(fontsize=8)
+        plans = next(c for c in figure.axes[0].collections if c.get_array() is not None)
+        figure.colorbar(plans, ax=figure.axes, label="under-utilisation [1]")
+    return figure
+
+
+class _Panel:
+    """Some of the plans on axes of their own."""
+
+    def __init__(self, axes: Axes, found: api.Explanation, points: list[Point]) -> None:
+        self.axes, self.found, self.points = axes, found, points
+        self.across, self.up = axis([p.latency for p in points], "s"), axis([p.energy for p in points], "J")
+
+    def draw(self, panel: int, named: bool) -> None:
+        """Axes, bounds and plans, with the names of the chosen and the nearest one where `named`."""
+        if self.across.logarithmic:
+            self.axes.set_xscale("log")
+        if self.up.logarithmic:
+            self.axes.set_yscale("log")
+        self.axes.set_xlabel(f"latency [{self.across.unit}]")
+        self.axes.set_ylabel(f"energy [{self.up.unit}]")
+        self.axes.grid(alpha=0.25, which="both")
+        self._range()
+        self._plans(panel)
+        if panel == 0:
+            self._bounds()
+        else:
+            self.axes.set_title("the front from nearby", fontsize=9)
+            self.axes.set_xlim(self.across.low, self.across.high)
+            self.axes.set_ylim(self.up.low, self.up.high)
+        if named:
+            self._names()
+
+    def _plans(self, panel: int) -> None:
+        everything = points_of(self.found)
+        shades = [p.under_utilisation for p in everything]
+        seen: set[Kind] = set()
+        for p in self.points:
+            marker, size = _MARKERS[p.kind]
+            chosen = p.kind == "chosen"
+            self.axes.scatter(
+                [p.latency * self.across.factor], [p.energy * self.up.factor], c=[p.under_utilisation], s=size,
+                marker=marker, cmap="viridis", vmin=min(shades), vmax=max(shades), zorder=3,
+                edgecolors="red" if chosen else "black", linewidths=1.2 if chosen else 0.5,
+                label=None if p.kind in seen else KINDS[p.kind], gid=f"plan-{panel}-{everything.index(p)}",
+            )  # fmt: skip
+            seen.add(p.kind)
+
+    def _names(self) -> None:
+        """Beside the chosen and the nearest plan, on the side where there is more room."""
+        middle = sum(self.axes.get_xlim()) / 2
+        for p in self.points:
+            x, y = p.latency * self.across.factor, p.energy * self.up.factor
+            right = x > middle
+            if p.kind in ("chosen", "nearest"):
+                self.axes.annotate(
+                    printable(p.strategy), (x, y), xytext=(-9 if right else 9, 9), textcoords="offset points",
+                    ha="right" if right else "left", fontsize=8, parse_math=False, zorder=4,
+                )  # fmt: skip
+
+    def _bounds(self) -> None:
+        """Lines that no plan can be beyond."""
+        lines = (("latency", self.across, self.axes.axvline, "--"), ("energy", self.up, self.axes.axhline, ":"))
+        for name, scale, line, style in lines:
+            value = self.found.lower_bounds.get(name)
+            if value is not None and (value > 0 or not scale.logarithmic):
+                label = f"no plan needs less {'time' if name == 'latency' else name}"
+                line(value * scale.factor, color="0.35", linestyle=style, linewidth=1.2, label=label)
+
+    def _range(self) -> None:
+        """Energy of the chosen plan over the ranges of the energy coefficients."""
+        joules = [e for s in self.found.sensitivity for e in (s.joules_low, s.joules_high)]
+        chosen = [p for p in self.points if p.kind == "chosen"]
+        if chosen and joules:
+            low, high = min(*joules, chosen[0].energy), max(*joules, chosen[0].energy)
+            self.axes.vlines(
+                chosen[0].latency * self.across.factor, low * self.up.factor, high * self.up.factor, color="red",
+                linewidth=1, alpha=0.6, label="chosen, over the ranges of energy coefficients",
+            )  # fmt: skip
