@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Empty folders for fixtures that outlive a test."""
+    folder = tmp_path_factory.mktemp("session")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QEIL_CALIBRATIONS", str(folder / "calibrations"))
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        yield
 
 
 @pytest.fixture(autouse=True)

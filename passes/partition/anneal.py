@@ -31,6 +31,8 @@ KINDS = 7
 EPSILON = 1e-3
 #: Temperature at the start and the end of an epoch, as a relative change of the scalarised value.
 _HOT, _COLD = 0.2, 1e-7
+#: The same where an epoch starts from the front, which is good already.
+_WARM, _SETTLING = 2e-3, -9.903487552536127
 #: ln(_COLD / _HOT)
 _COOLING = -14.508657738524219
 #: Successes that are remembered; by how much each success fades with every further one.
@@ -182,13 +184,13 @@ def _look(a: Archive) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> int:
-    """Choose a member of the archive to start from, and weights (of values over `span`) that point into a gap beside
-    it."""
+def _aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> tuple[int, int]:
+    """Choose a member of the archive to start from, another at the far end of a gap beside it, and weights (of values
+    over `span`) that point into the gap."""
     n = a.filled[0]
     if n == 1 or draw(r) < 0.2:
         _any_weights(r, weights)
-        return _below(r, n)
+        return _below(r, n), _below(r, n)
     by = _below(r, 3)
     order = np.zeros(n, np.int64)
     for i in range(n):  # along one objective; few, and nearly in order
@@ -222,13 +224,14 @@ def _aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> int:
         whole += weights[k]
     for k in range(3):
         weights[k] /= whole
-    return i if draw(r) < 0.5 else j
+    return (i, j) if draw(r) < 0.5 else (j, i)
 
 
 class Walk(NamedTuple):
     """What a chain remembers between moves: `groups`/`places` of the move at hand with the places before, successes
     (`ring`: first group, length and placement of a run), and the credit of each kind. `span` int64[2, 3] holds up to
-    two runs of groups (from, to, placement) that a move asks for; `tally` counts successes, marks and runs.
+    two runs of groups (from, to, placement) that a move asks for; `tally` counts successes, marks and runs. `mate` is
+    the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the time.
     """
 
     groups: np.ndarray
@@ -239,6 +242,8 @@ class Walk(NamedTuple):
     ring: np.ndarray
     tally: np.ndarray
     credit: np.ndarray
+    mate: np.ndarray
+    heavy: np.ndarray
 
 
 #: Places in `Walk.tally`.
@@ -251,7 +256,23 @@ def new_walk(t: Tables) -> Walk:
     return Walk(
         np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64),
         np.zeros((2, 3), np.int64), np.zeros((_MEMORY, 3), np.int64), np.zeros(3, np.int64), np.ones(KINDS),
+        np.zeros(n, np.int64), _running(t),
     )  # fmt: skip
+
+
+def _running(t: Tables) -> np.ndarray:
+    """Running sums of the mean time of each group over its placements, from above 0 to 1, float64[n]."""
+    seconds = np.where(t.allowed > 0, t.seconds, 0.0).sum(axis=1) / np.maximum(t.allowed.sum(axis=1), 1)
+    sums = np.cumsum(seconds * t.runs[t.phase] + 1e-30)
+    return sums / sums[-1]
+
+
+@njit(cache=True, nogil=True)
+def _group(w: Walk, r: np.ndarray, n: int) -> int:
+    """A group: any, or one by the time that it takes."""
+    if draw(r) < 0.5:
+        return _below(r, n)
+    return min(np.searchsorted(w.heavy, draw(r)), n - 1)
 
 
 @njit(cache=True, nogil=True)
@@ -286,7 +307,7 @@ def _propose(
     """Ask for a move of this kind; `others` is how many plans there are to take a run from."""
     n = len(place)
     w.tally[_SPANS] = 0
-    g = _below(r, n)
+    g = _group(w, r, n)
     most = min(max(n // 2, 1), _LONGEST)
     if kind == SHIFT:
         for _ in range(256):  # to the border of a stage
@@ -311,9 +332,9 @@ def _propose(
         base = 1
         while 2 * base <= n and draw(r) < 0.8:
             base *= 2
-        _ask(w, g, g + base + _below(r, base), -1 - _below(r, others))
+        _ask(w, g, g + base + _below(r, base), -1 if draw(r) < 0.5 else -2 - _below(r, others))
     elif kind == SWAP:
-        h = _below(r, n)
+        h = _group(w, r, n)
         if place[g] != place[h]:
             far = _length(r, min(most, 64))
             _ask(w, g, g + far, place[h])
@@ -343,15 +364,18 @@ def _gather(
     place: np.ndarray, allowed: np.ndarray, tied_ptr: np.ndarray, tied: np.ndarray, others: np.ndarray, w: Walk
 ) -> int:
     """The groups that the runs asked for change, with all that are tied to them, into `groups` and `places`; one that
-    may not go there stays. A placement below 0 stands for that in one of the plans `others`. Returns how many."""
+    may not go there stays. A placement below 0 stands for that of the mate or of one of the plans `others`. Returns how
+    many."""
     count, n = 0, len(place)
     w.tally[_MARK] += 1
     mark = w.tally[_MARK]
     for k in range(w.tally[_SPANS]):
-        q, plan = w.span[k, 2], -1 - w.span[k, 2]
+        q, plan = w.span[k, 2], -2 - w.span[k, 2]
         for g in range(max(w.span[k, 0], 0), min(w.span[k, 1], n)):
             if plan >= 0:
                 q = np.int64(others[plan, g])
+            elif plan == -1:
+                q = w.mate[g]
             if place[g] == q or w.marked[g] == mark or allowed[g, q] == 0:
                 continue
             able = True
@@ -416,8 +440,11 @@ def anneal(
             weights[:] = a.weights[epoch]
             unit[:] = a.scale
             place[:] = a.best_places[epoch]
+            w.mate[:] = a.places[_below(r, a.filled[0])]
         elif guidance:
-            place[:] = a.places[_aim(a, r, weights)]
+            here, there = _aim(a, r, weights)
+            place[:] = a.places[here]
+            w.mate[:] = a.places[there]
         else:
             _any_weights(r, weights)
             place[:] = s.place
@@ -426,8 +453,8 @@ def anneal(
         value = scalar(f, weights, unit)
         w.tally[_SUCCESSES] = 0
         w.credit[:] = 1.0
-        heat = _HOT
-        cooling = exponential(_COOLING / max(moves, 1))
+        heat = _HOT if epoch < names else _WARM
+        cooling = exponential((_COOLING if epoch < names else _SETTLING) / max(moves, 1))
         for _ in range(moves):
             heat *= cooling
             kind = _kind(w, r, momentum, guidance, twins)
@@ -447,7 +474,7 @@ def anneal(
             entered = False
             if fresh[3] == 0 and (accepted or guidance):
                 entered = offer(a, fresh, s.place)
-            if accepted or entered:
+            if accepted:
                 # A new point of the front is worth more than a step on the way to one.
                 gain = 4.0 if entered else 1.0 if delta < 0 else 0.0
                 w.credit[kind] = _DECAY * w.credit[kind] + (1.0 - _DECAY) * gain
