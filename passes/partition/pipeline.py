@@ -1,4 +1,4 @@
-"""Smallest largest load: placement for pipelined execution, where throughput is one over the load of the busiest device.
+"""Smallest largest load: placement for pipelined execution, whose throughput is one over the load of the busiest device.
 
 The model is that of Tarnawski, Phanishayee, Devanur, Mahajan, Paravecino, "Efficient Algorithms for Device Placement of
 DNN Graph Operators", NeurIPS 2020, as their published programs compute it (`throughput-dp/dp.cpp`,
@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from scipy.optimize import linprog
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from qeil_compile.errors import QeilError
@@ -39,8 +39,11 @@ from qeil_compile.passes.partition.kernel import exponential
 #: connected piece of a device.
 _ANY, _NEAR, _SWAP, _RUN, _PIECE = range(5)
 _KINDS = 5
-#: Temperature at the start and the end of a walk relative to the largest load, and ln(end / start).
-_HOT, _COOLING = 0.05, -9.210340371976182
+#: Temperatures at which walks start, relative to the largest load, in turn; ln(end / start) of each.
+_HOT = (0.003, 0.03, 0.01, 0.1)
+_COOLING = -9.210340371976182
+#: How readily an order follows one branch, in turn.
+_DEEP = (0.5, 0.9, 0.97, 1.0)
 #: Share of the power mean in what a walk minimises: without it a move that does not touch the busiest device is blind.
 _SMOOTH = 0.1
 
@@ -127,10 +130,11 @@ def load(t: Tables, s: State, place: np.ndarray) -> None:
 
 @njit(cache=True, nogil=True)
 def excess(t: Tables, s: State) -> float:
-    """Bytes that do not fit, over all devices."""
+    """Bytes that do not fit, over all devices. Sums that moves have changed are rounded: a part in 10^12 is allowed."""
     total = 0.0
     for d in range(len(s.held)):
-        total += max(s.held[d] - t.room[d], 0.0)
+        if s.held[d] > t.room[d] * (1.0 + 1e-12):
+            total += s.held[d] - t.room[d]
     return total
 
 
@@ -445,7 +449,9 @@ def _check(
         if not (array >= 0).all():
             raise QeilError(f"{name} holds {array[~(array >= 0)][0]}; times, sizes and factors are 0 or more")
     if len(edges) and (edges.min() < 0 or edges.max() >= n):
-        raise QeilError(f"an edge names node {edges.max() if edges.max() >= n else edges.min()}; nodes are 0 to {n - 1}")
+        wrong = edges[(edges < 0) | (edges >= n)][0]
+        raise QeilError(f"an edge names node {wrong}; nodes are 0 to {n - 1}: name nodes by their row")
+    contiguous(np.zeros(n, np.int64), edges, forward)  # finds cycles
 
 
 def _arcs(where: np.ndarray, edges: np.ndarray, forward: np.ndarray) -> np.ndarray:
@@ -542,12 +548,161 @@ def evaluate(p: Problem, place: np.ndarray) -> Split:
     by_unit[p.unit] = place
     if (by_unit[p.unit] != place).any():
         node = int(np.flatnonzero(by_unit[p.unit] != place)[0])
-        raise QeilError(f"node {node} is on device {place[node]} and its class on {by_unit[p.unit[node]]}; keep them together")
+        other = by_unit[p.unit[node]]
+        raise QeilError(f"node {node} is on device {place[node]} and its class on {other}; keep them together")
     s = new_state(p.free)
     load(p.free, s, by_unit)
     if excess(p.free, s) > 0:
         d = int((s.held - p.free.room).argmax())
-        raise QeilError(f"device {d} would hold {s.held[d]:.0f} B and has room for {p.free.room[d]:.0f} B; move nodes off it")
+        room = p.free.room[d]
+        raise QeilError(f"device {d} would hold {s.held[d]:.0f} B and has room for {room:.0f} B; move nodes off it")
     if not np.isfinite(s.load).all():
-        raise QeilError(f"device {int(s.load.argmax())} may not run all its nodes; place them where `seconds` is finite")
+        d = int(s.load.argmax())
+        raise QeilError(f"device {d} may not run all of its nodes; place them where `seconds` is finite")
     return Split(place, float(s.load.max()), s.load.copy(), contiguous(place, p.edges, p.forward))
+
+
+class _Start(NamedTuple):
+    """A cut of an order: its largest load, place and order by row of `Problem.ordered`, and rank of the devices."""
+
+    load: float
+    place: np.ndarray
+    order: np.ndarray
+    rank: np.ndarray
+
+
+def _starts(t: Tables, r: np.ndarray, orders: int) -> list[_Start]:
+    """The best cuts of random orders with random orders of the devices that fit into memory, best first."""
+    n, devices = t.seconds.shape
+    found = []
+    for k in range(orders):
+        order = topological(t, r, _DEEP[k % len(_DEEP)])
+        by_rank = np.array(sorted(range(devices), key=lambda _: draw(r)), np.int64)
+        place, rank = np.zeros(n, np.int64), np.zeros(devices, np.int64)
+        rank[by_rank] = np.arange(devices)
+        value = float(split(t, order, by_rank, place))
+        if value < np.inf:
+            found.append(_Start(value, place, order, rank))
+    return sorted(found, key=lambda x: x.load)
+
+
+def _fallback(t: Tables, r: np.ndarray) -> _Start:
+    """Where no order can be cut: units from the largest on the device that then has most room, or where they may be."""
+    n, devices = t.seconds.shape
+    place, left = np.zeros(n, np.int64), t.room.copy()
+    for u in np.argsort(-t.size, kind="stable"):
+        able = np.flatnonzero(np.isfinite(t.seconds[u]))
+        place[u] = able[left[able].argmax()]
+        left[place[u]] -= t.size[u]
+    return _Start(np.inf, place, topological(t, r, 1.0), np.arange(devices))
+
+
+def search(p: Problem, seed: int = 0, orders: int = 200, chains: int = 12, moves: int = 100_000) -> Result:
+    """The splits with the least largest load that were found: the same for the same arguments on every machine.
+
+    `orders` orders of the nodes are cut exactly; the best cut is annealed as an ordered split with half of `moves`
+    moves. `chains` free walks of `moves` moves start from different cuts, and half as many, of twice the moves, from
+    the best split so far. Errors: QeilError if a node may run nowhere, or no split that fits into memory was found.
+    """
+    nowhere = ~np.isfinite(p.free.seconds).any(axis=1)
+    if nowhere.any():
+        node = int(np.flatnonzero(nowhere[p.unit])[0])
+        raise QeilError(f"no device may run node {node} and all nodes of its class; allow one in `seconds`")
+    r = np.array([(2 * seed + 1) * 0x9E3779B97F4A7C15 % 2**64], np.uint64)
+    cuttable = bool(np.isfinite(p.ordered.seconds).any(axis=1).all())
+    starts = _starts(p.ordered, r, orders) if cuttable else []
+    ordered = _walk_ordered(p, r, starts[0], moves // 2) if starts else None
+    best, least = _walk_free(p, r, starts, ordered, chains, moves)
+    if not least < np.inf:
+        raise QeilError("no split that fits into memory was found: give devices more room, or search more moves")
+    return Result(evaluate(p, best[p.unit]), evaluate(p, ordered[p.stage]) if ordered is not None else None)
+
+
+def _walk_ordered(p: Problem, r: np.ndarray, start: _Start, moves: int) -> np.ndarray:
+    """The best ordered split [stages] of a walk from a cut."""
+    t, best = p.ordered, np.zeros(len(p.ordered.size), np.int64)
+    s = new_state(t)
+    load(t, s, start.place)
+    walk(t, s, r, start.order, start.rank, True, _HOT[1], moves, best)
+    return best
+
+
+def _walk_free(
+    p: Problem, r: np.ndarray, starts: list[_Start], ordered: np.ndarray | None, chains: int, moves: int
+) -> tuple[np.ndarray, float]:
+    """The best split [units] of all walks, and its largest load."""
+    t = p.free
+    s, fresh, first = new_state(t), np.zeros(len(t.size), np.int64), np.zeros(len(t.size), np.int64)
+    first[p.unit] = np.arange(len(p.unit))  # one node of each unit
+    from_stage = p.stage[first]
+    if starts:
+        places = [x.place[from_stage] for x in starts]
+        orders = [np.argsort(np.argsort(x.order)[from_stage], kind="stable") for x in starts]
+    else:
+        plain = _fallback(t, r)
+        places, orders = [plain.place], [plain.order]
+    best, least = places[0].copy(), np.inf
+    if ordered is not None:
+        best = ordered[from_stage]
+        load(t, s, best)
+        least = float(s.load.max())
+    rank = np.arange(t.seconds.shape[1])
+    for k in range(chains + chains // 2):
+        again, i = k >= chains, k % len(orders)
+        load(t, s, best if again else places[i])
+        value = float(walk(t, s, r, orders[i], rank, False, _HOT[k % 2 * 2 if again else k % len(_HOT)],
+                           2 * moves if again else moves, fresh))  # fmt: skip
+        if value < least:
+            best, least = fresh.copy(), value
+    return best, least
+
+
+def bound(p: Problem) -> float:
+    """No split has a smaller largest load [s]. Transfers are left out; a time is too short by one of two arguments.
+
+    - Work shared perfectly (linear relaxation: units are divided), where no unit uses a device on which it alone takes
+      longer than that time. So the longest unit bounds it too.
+    - Pigeonholes: of the k m + 1 longest units that only m devices can run in time, k + 1 meet on one device.
+    """
+    low, high = 0.0, float(p.free.seconds.min(axis=1).sum())
+    for _ in range(40):  # what is too short stays so for any shorter time
+        middle = (low + high) / 2
+        if _crowded(p.free.seconds, middle) or _shared(p.free.seconds, middle) > middle * (1 + 1e-9):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _crowded(seconds: np.ndarray, time: float) -> bool:
+    """Whether pigeonholes show that units do not finish by `time`."""
+    able = seconds <= time
+    if not able.any(axis=1).all():
+        return True
+    for devices in np.unique(able, axis=0):
+        m = int(devices.sum())
+        within = ~(able & ~devices).any(axis=1)
+        least = np.sort(np.where(devices, seconds, np.inf)[within].min(axis=1))[::-1]
+        for k in range(1, (len(least) - 1) // m + 1):
+            if least[k * m - k : k * m + 1].sum() > time:
+                return True
+    return False
+
+
+def _shared(seconds: np.ndarray, time: float) -> float:
+    """Least time to share the work, where no unit uses a device that takes longer than `time` for it; 0 if the solver
+    gives no answer."""
+    units, devices = seconds.shape
+    u, d = np.nonzero(seconds <= time)
+    n = len(u)
+    whole = coo_matrix((np.ones(n), (u, np.arange(n))), shape=(units, n + 1))
+    work = coo_matrix(
+        (np.append(seconds[u, d], np.full(devices, -1.0)),
+         (np.append(d, np.arange(devices)), np.append(np.arange(n), np.full(devices, n)))), shape=(devices, n + 1)
+    )  # fmt: skip
+    aim = np.zeros(n + 1)
+    aim[n] = 1.0
+    done = linprog(
+        aim, A_ub=work.tocsr(), b_ub=np.zeros(devices), A_eq=whole.tocsr(), b_eq=np.ones(units), method="highs"
+    )
+    return float(done.fun) if done.status == 0 else 0.0
