@@ -56,7 +56,7 @@ def read(path: Path) -> Workload:
     for edge in edges:
         for end in (edge["sourceId"], edge["destId"]):
             if end not in row:
-                raise QeilError(f"{path.name}: an edge names node {end}, which is not in the file; add it or drop the edge")
+                raise QeilError(f"{path.name}: an edge names node {end}, which the file lacks; add it or drop the edge")
         known = cost.setdefault(edge["sourceId"], float(edge["cost"]))
         if abs(known - edge["cost"]) > 1e-6:
             raise QeilError(

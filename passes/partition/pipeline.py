@@ -1,4 +1,4 @@
-"""Smallest largest load: placement for pipelined execution, whose throughput is one over the load of the busiest device.
+"""Smallest largest load: placement for pipelined execution, where throughput is one over the largest load of a device.
 
 The model is that of Tarnawski, Phanishayee, Devanur, Mahajan, Paravecino, "Efficient Algorithms for Device Placement of
 DNN Graph Operators", NeurIPS 2020, as their published programs compute it (`throughput-dp/dp.cpp`,
@@ -31,7 +31,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from qeil_compile.errors import QeilError
+from qeil_compile.errors import CapacityError, QeilError
 from qeil_compile.passes.partition.anneal import draw
 from qeil_compile.passes.partition.kernel import exponential
 
@@ -88,7 +88,7 @@ class State(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def move(t: Tables, s: State, u: int, e: int) -> None:
-    """Put unit u on device e."""
+    """Put unit u on device e, which it is not on yet."""
     d = s.place[u]
     s.place[u] = e
     s.load[d] -= t.seconds[u, d]
@@ -602,7 +602,7 @@ def search(p: Problem, seed: int = 0, orders: int = 200, chains: int = 12, moves
 
     `orders` orders of the nodes are cut exactly; the best cut is annealed as an ordered split with half of `moves`
     moves. `chains` free walks of `moves` moves start from different cuts, and half as many, of twice the moves, from
-    the best split so far. Errors: QeilError if a node may run nowhere, or no split that fits into memory was found.
+    the best split so far. Errors: QeilError if a node may run nowhere, CapacityError if no split was found that fits.
     """
     nowhere = ~np.isfinite(p.free.seconds).any(axis=1)
     if nowhere.any():
@@ -614,7 +614,7 @@ def search(p: Problem, seed: int = 0, orders: int = 200, chains: int = 12, moves
     ordered = _walk_ordered(p, r, starts[0], moves // 2) if starts else None
     best, least = _walk_free(p, r, starts, ordered, chains, moves)
     if not least < np.inf:
-        raise QeilError("no split that fits into memory was found: give devices more room, or search more moves")
+        raise CapacityError("no split that fits into memory was found: give devices more room, or search more moves")
     return Result(evaluate(p, best[p.unit]), evaluate(p, ordered[p.stage]) if ordered is not None else None)
 
 
