@@ -40,7 +40,7 @@ from qeil_compile.passes.partition.kernel import exponential
 _ANY, _NEAR, _SWAP, _RUN, _PIECE = range(5)
 _KINDS = 5
 #: Temperatures at which walks start, relative to the largest load, in turn; ln(end / start) of each.
-_HOT = (0.003, 0.03, 0.01, 0.1)
+_HOT = (0.0003, 0.03, 0.001, 0.01)
 _COOLING = -9.210340371976182
 #: How readily an order follows one branch, in turn.
 _DEEP = (0.5, 0.9, 0.97, 1.0)
