@@ -12,20 +12,9 @@ import numpy as np
 import pytest
 
 from qeil_compile.errors import CapacityError, QeilError
-from qeil_compile.passes.partition.pipeline import (
-    Problem,
-    bound,
-    contiguous,
-    evaluate,
-    excess,
-    load,
-    move,
-    new_state,
-    problem,
-    search,
-    split,
-    topological,
-)
+from qeil_compile.passes.partition.pipeline import Problem, bound, contiguous, evaluate, problem, search
+from qeil_compile.passes.partition.pipeline_kernel import excess, load, move, new_state
+from qeil_compile.passes.partition.pipeline_orders import split, topological
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "benchmarks" / "data" / "dnn_partitioning"
@@ -201,6 +190,10 @@ def test_errors_name_what_is_wrong() -> None:
         problem(**{**a, "edges": np.array([[0, 1], [1, 0]])})
     with pytest.raises(QeilError, match="keep them together"):
         evaluate(problem(**{**a, "together": np.zeros(6, np.int64)}), np.array([0, 0, 0, 0, 0, 1]))
+    with pytest.raises(QeilError, match="of devices 0 to 2 for each of 6 nodes"):
+        evaluate(problem(**a), np.full(6, 3))
+    with pytest.raises(QeilError, match="would hold"):
+        evaluate(problem(**{**a, "room": np.zeros(3), "seconds": np.ones((6, 3))}), np.zeros(6))
     seconds = a["seconds"].copy()
     seconds[2] = np.inf
     with pytest.raises(QeilError, match="node 2"):
