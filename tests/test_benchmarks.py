@@ -19,6 +19,9 @@ SMALL = {
     "fusion": ["--engines", "openvino"],
     "annotate": [],
     "validate": [],
+    "partition": [],
+    "dnn_partitioning": ["--seeds", "1"],
+    "mixing": ["--models", "silero_vad_16k_op15"],
 }
 
 
@@ -38,5 +41,5 @@ def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
 
 
 def test_every_benchmark_is_tested() -> None:
-    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common"}
+    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "families"}
     assert scripts == set(SMALL)

@@ -7,9 +7,9 @@ An *epoch* starts from a plan of the archive and walks with one scalarisation wh
   to a plan that no member of the archive dominates is always accepted, and a run of groups may be taken from another
   member (compare AMOSA: Bandyopadhyay, Saha, Maulik,
   Deb, "A simulated annealing-based multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008).
-- Momentum: what paid off lately, as (run of groups, placement), is tried on the same groups of segments nearby and on
-  runs a little wider or narrower; kinds of moves that paid off are drawn more often. Both decay, and are forgotten at
-  each epoch.
+- Momentum: what paid off lately, as (run of groups, placement), is tried on groups of equal costs elsewhere (the same
+  operators of another layer) and on runs a little wider or narrower; kinds of moves that paid off are drawn more often.
+  Both decay, and are forgotten at each epoch.
 - The archive holds plans that none of it dominates by more than a factor of 1 + epsilon; when it is full the most
   crowded one goes. The best plan of each named scalarisation is kept beside it without epsilon.
 """
@@ -37,8 +37,6 @@ _WARM, _SETTLING = 2e-3, -9.903487552536127
 _COOLING = -14.508657738524219
 #: Successes that are remembered; by how much each success fades with every further one.
 _MEMORY, _DECAY = 32, 0.9
-#: How many segments away a success is tried again.
-_NEAR = 12
 #: Longest run of groups that one move takes.
 _LONGEST = 2048
 
@@ -231,7 +229,8 @@ class Walk(NamedTuple):
     """What a chain remembers between moves: `groups`/`places` of the move at hand with the places before, successes
     (`ring`: first group, length and placement of a run), and the credit of each kind. `span` int64[2, 3] holds up to
     two runs of groups (from, to, placement) that a move asks for; `tally` counts successes, marks and runs. `mate` is
-    the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the time.
+    the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the time. Groups
+    of one `kind` [n] have equal costs: `alike` lists them, kind after kind.
     """
 
     groups: np.ndarray
@@ -244,6 +243,9 @@ class Walk(NamedTuple):
     credit: np.ndarray
     mate: np.ndarray
     heavy: np.ndarray
+    kind: np.ndarray
+    alike_ptr: np.ndarray
+    alike: np.ndarray
 
 
 #: Places in `Walk.tally`.
@@ -256,8 +258,17 @@ def new_walk(t: Tables) -> Walk:
     return Walk(
         np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64),
         np.zeros((2, 3), np.int64), np.zeros((_MEMORY, 3), np.int64), np.zeros(3, np.int64), np.ones(KINDS),
-        np.zeros(n, np.int64), _running(t),
+        np.zeros(n, np.int64), _running(t), *_alike(t),
     )  # fmt: skip
+
+
+def _alike(t: Tables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kind of each group int64[n], where each kind begins, and the groups of all kinds int64[n]."""
+    rows = np.concatenate([t.seconds, t.dynamic, t.phase[:, None]], axis=1)
+    _, kind = np.unique(rows, axis=0, return_inverse=True)
+    kind = kind.ravel().astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(kind))]).astype(np.int64)
+    return kind, starts, np.argsort(kind, kind="stable").astype(np.int64)
 
 
 def _running(t: Tables) -> np.ndarray:
@@ -349,12 +360,12 @@ def _propose(
         if known > 0:
             k = _below(r, known)
             g, far, q = w.ring[k, 0], w.ring[k, 1], w.ring[k, 2]
-            own = segment[g]
             if draw(r) < 0.3:  # a little wider, narrower or aside
                 _ask(w, g + _below(r, 5) - 2, g + far + _below(r, 5) - 2, q)
-            else:  # the same groups of another segment, or of several in a row
-                seg = min(max(own + _below(r, 2 * _NEAR + 1) - _NEAR, 0), len(start) - 2)
-                _ask(w, start[seg] + g - start[own], min(start[seg] + g - start[own] + far, start[seg + 1]), q)
+            else:  # its like elsewhere
+                kind_of = w.kind[g]
+                h = w.alike[w.alike_ptr[kind_of] + _below(r, w.alike_ptr[kind_of + 1] - w.alike_ptr[kind_of])]
+                _ask(w, h, h + far, q)
     else:
         _ask(w, g, g + 1, _other(r, place[g], places))
 
@@ -421,7 +432,8 @@ def anneal(
     t: Tables, s: State, a: Archive, w: Walk, r: np.ndarray, epochs: int, moves: int, first: int, guidance: bool,
     momentum: bool,
 ) -> int:
-    """Run epochs number `first` to `first + epochs - 1` of `moves` moves each; returns how many plans were valued.
+    """Run epochs number `first` to `first + epochs - 1`, in each of which `moves` plans are valued (fewer where most
+    moves change nothing); returns how many were.
 
     The archive must hold at least one plan.
     """
@@ -455,8 +467,9 @@ def anneal(
         w.credit[:] = 1.0
         heat = _HOT if epoch < names else _WARM
         cooling = exponential((_COOLING if epoch < names else _SETTLING) / max(moves, 1))
-        for _ in range(moves):
-            heat *= cooling
+        done, tries = 0, 0
+        while done < moves and tries < 4 * moves:
+            tries += 1
             kind = _kind(w, r, momentum, guidance, twins)
             _propose(s.place, t.segment, t.segment_start, t.twin, places, a.filled[0], w, r, kind)
             count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, a.places, w)
@@ -464,7 +477,9 @@ def anneal(
                 continue
             change(t, s, w.groups, w.places, count)
             objectives(t, s, fresh)
+            done += 1
             valued += 1
+            heat *= cooling
             after = scalar(fresh, weights, unit)
             delta = after - value
             if fresh[3] > 0 or f[3] > 0:

@@ -24,16 +24,17 @@ from qeil_compile.passes.partition.tables import Tables
 class Search:
     """How long and how the annealer searches.
 
-    Each of `chains` runs `epochs` of `moves` moves (0: by the size of the problem); `archive` plans are kept at most.
+    Each of `chains` runs `epochs` in which `moves` plans are valued (0: by the size of the problem); `archive` plans
+    are kept at most.
     `seconds` cuts the search short after a whole epoch; results are repeatable only without it. `guidance` and
     `momentum` switch parts off for comparison. `jobs` chains run at once (0: one per core).
     """
 
     seed: int = 0
-    chains: int = 4
-    epochs: int = 16
+    chains: int = 2
+    epochs: int = 32
     moves: int = 0
-    archive: int = 48
+    archive: int = 100
     seconds: float | None = None
     guidance: bool = True
     momentum: bool = True
@@ -41,7 +42,7 @@ class Search:
 
     def moves_of(self, t: Tables) -> int:
         """Moves of an epoch."""
-        return self.moves or int(min(max(400, 1.5 * t.groups), 40_000))
+        return self.moves or min(max(400, t.groups), 40_000)
 
 
 @dataclass(frozen=True)

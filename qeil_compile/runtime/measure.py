@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 _PER_TURN = 2
+#: Threads of an engine that wait for work by spinning (ONNX Runtime's do for some 40 ms) would slow the next one down.
+_REST_SECONDS = 0.06
+#: A core that slept takes some milliseconds until it is back at its speed.
+_WARM_SECONDS = 6e-3
 #: A call whose best run is this many times the leader's median is no rival; more rounds would only cost time.
 _HOPELESS = 2.0
 
@@ -28,8 +32,9 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time each call in turn, round after round, for about `seconds` in all but at least `least` rounds.
 
-    The first call of each turn is not counted: worker threads of the engine before may still be spinning,
-    and caches hold another engine's weights. A call that is clearly slower after a round is not run again.
+    A turn begins with a rest, until no thread of the engine before spins any more, and with calls that are not counted,
+    until cores are awake and caches hold this engine's weights. A call that is clearly slower after a round is not run
+    again.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     started = time.perf_counter()
@@ -39,12 +44,21 @@ def interleaved(
         for name, call in calls.items():
             if k and min(samples[name]) > _HOPELESS * min(float(np.median(s)) for s in samples.values()):
                 continue
-            call()
+            _settle(call, len(calls) > 1)
             for _ in range(_PER_TURN):
                 before = time.perf_counter()
                 call()
                 samples[name].append(time.perf_counter() - before)
     return {name: _timing(s) for name, s in samples.items()}
+
+
+def _settle(call: Callable[[], object], rest: bool) -> None:
+    if rest:
+        time.sleep(_REST_SECONDS)
+    until = time.perf_counter() + _WARM_SECONDS
+    call()
+    while time.perf_counter() < until:
+        call()
 
 
 def repeated(call: Callable[[], object], runs: int) -> Timing:
