@@ -42,13 +42,16 @@ _LONGEST = 2048
 
 
 class Archive(NamedTuple):
-    """Objective values float64[size, 3] and assignments int16[size, n] of `filled[0]` plans; `best_*` are those of the
-    named scalarisations, whose weights [names, 3] (of relative values) are `weights`. `scale` [3] makes values
-    relative; `span` [3] is how far the front reached in each
-    objective at the last look. Once it is full, `crowded` holds the plan nearest to another one, and how near."""
+    """Objective values float64[size, 3] of `filled[0]` plans; the assignment of plan i is `places[slot[i]]`, int16[n].
+
+    `best_*` are those of the named scalarisations, whose weights [names, 3] (of relative values) are `weights`. `scale`
+    [3] makes values relative; `span` [3] is how far the front reached in each objective at the last look. Once the
+    archive is full, `crowded` holds the plan nearest to another one, and how near.
+    """
 
     values: np.ndarray
     places: np.ndarray
+    slot: np.ndarray
     filled: np.ndarray
     best_values: np.ndarray
     best_places: np.ndarray
@@ -62,7 +65,7 @@ def new_archive(t: Tables, size: int, weights: np.ndarray, scale: np.ndarray) ->
     """An empty archive."""
     names = len(weights)
     return Archive(
-        np.zeros((size, 3)), np.zeros((size, t.groups), np.int16), np.zeros(1, np.int64),
+        np.zeros((size, 3)), np.zeros((size, t.groups), np.int16), np.arange(size), np.zeros(1, np.int64),
         np.full((names, 3), np.inf), np.zeros((names, t.groups), np.int16), weights, scale, scale.copy(), np.zeros(2),
     )  # fmt: skip
 
@@ -110,7 +113,7 @@ def offer(a: Archive, f: np.ndarray, place: np.ndarray) -> bool:
             continue
         if kept != i:
             a.values[kept] = a.values[i]
-            a.places[kept] = a.places[i]
+            a.slot[kept], a.slot[i] = a.slot[i], a.slot[kept]
         kept += 1
     if kept == len(a.values):
         # Full: the newcomer has to stand farther from the others than the most crowded plan does.
@@ -123,8 +126,9 @@ def offer(a: Archive, f: np.ndarray, place: np.ndarray) -> bool:
     else:
         a.filled[0] = kept + 1
     a.values[kept, 0], a.values[kept, 1], a.values[kept, 2] = f[0], f[1], f[2]
+    row = a.slot[kept]
     for g in range(len(place)):
-        a.places[kept, g] = place[g]
+        a.places[row, g] = place[g]
     if a.filled[0] == len(a.values):
         _find_crowded(a)
     return True
@@ -341,7 +345,7 @@ def _propose(
             _ask(w, g, g + _length(r, most), q)
     elif kind == CROSS:
         base = 1
-        while 2 * base <= n and draw(r) < 0.8:
+        while 2 * base <= min(n, _LONGEST) and draw(r) < 0.7:
             base *= 2
         _ask(w, g, g + base + _below(r, base), -1 if draw(r) < 0.5 else -2 - _below(r, others))
     elif kind == SWAP:
@@ -372,7 +376,8 @@ def _propose(
 
 @njit(cache=True, nogil=True)
 def _gather(
-    place: np.ndarray, allowed: np.ndarray, tied_ptr: np.ndarray, tied: np.ndarray, others: np.ndarray, w: Walk
+    place: np.ndarray, allowed: np.ndarray, tied_ptr: np.ndarray, tied: np.ndarray, others: np.ndarray,
+    slot: np.ndarray, w: Walk,
 ) -> int:
     """The groups that the runs asked for change, with all that are tied to them, into `groups` and `places`; one that
     may not go there stays. A placement below 0 stands for that of the mate or of one of the plans `others`. Returns how
@@ -384,7 +389,7 @@ def _gather(
         q, plan = w.span[k, 2], -2 - w.span[k, 2]
         for g in range(max(w.span[k, 0], 0), min(w.span[k, 1], n)):
             if plan >= 0:
-                q = np.int64(others[plan, g])
+                q = np.int64(others[slot[plan], g])
             elif plan == -1:
                 q = w.mate[g]
             if place[g] == q or w.marked[g] == mark or allowed[g, q] == 0:
@@ -452,11 +457,11 @@ def anneal(
             weights[:] = a.weights[epoch]
             unit[:] = a.scale
             place[:] = a.best_places[epoch]
-            w.mate[:] = a.places[_below(r, a.filled[0])]
+            w.mate[:] = a.places[a.slot[_below(r, a.filled[0])]]
         elif guidance:
             here, there = _aim(a, r, weights)
-            place[:] = a.places[here]
-            w.mate[:] = a.places[there]
+            place[:] = a.places[a.slot[here]]
+            w.mate[:] = a.places[a.slot[there]]
         else:
             _any_weights(r, weights)
             place[:] = s.place
@@ -472,7 +477,7 @@ def anneal(
             tries += 1
             kind = _kind(w, r, momentum, guidance, twins)
             _propose(s.place, t.segment, t.segment_start, t.twin, places, a.filled[0], w, r, kind)
-            count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, a.places, w)
+            count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, a.places, a.slot, w)
             if count == 0:
                 continue
             change(t, s, w.groups, w.places, count)

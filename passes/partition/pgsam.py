@@ -42,7 +42,7 @@ class Search:
 
     def moves_of(self, t: Tables) -> int:
         """Moves of an epoch."""
-        return self.moves or min(max(400, t.groups), 40_000)
+        return self.moves or min(max(400, t.groups), 5000)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def search(t: Tables, starts: Sequence[np.ndarray], settings: Search, scale: np.
     for archive, more in results[1:]:
         evaluations += more
         for k in range(int(archive.filled[0])):
-            offer(joined, archive.values[k], archive.places[k].astype(np.int64))
+            offer(joined, archive.values[k], archive.places[archive.slot[k]].astype(np.int64))
         for k in range(len(SCALES)):
             if np.isfinite(archive.best_values[k, 0]):
                 offer(joined, archive.best_values[k], archive.best_places[k].astype(np.int64))
@@ -99,7 +99,7 @@ def search(t: Tables, starts: Sequence[np.ndarray], settings: Search, scale: np.
         for k, name in enumerate(SCALES)
         if np.isfinite(joined.best_values[k, 0])
     }
-    return Found(joined.values[:n].copy(), joined.places[:n].astype(np.int64), best, evaluations)
+    return Found(joined.values[:n].copy(), joined.places[joined.slot[:n]].astype(np.int64), best, evaluations)
 
 
 class _Chains:
