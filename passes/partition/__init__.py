@@ -16,7 +16,6 @@ import numpy as np
 from qeil_compile.errors import CapacityError, PinError, QeilError, ThermalError
 from qeil_compile.passes.annotate import CostTable
 from qeil_compile.passes.choice import SCALES
-from qeil_compile.passes.legalise import legalise
 from qeil_compile.passes.partition.baselines import at_random, by_priority, engine_first, min_cut
 from qeil_compile.passes.partition.bounds import ambient_leakage, lower_bounds
 from qeil_compile.passes.partition.chain import chain
@@ -24,24 +23,27 @@ from qeil_compile.passes.partition.exact import Optimum, exhaustive, optimum
 from qeil_compile.passes.partition.feasible import does_not_fit, overheats, thermal_note
 from qeil_compile.passes.partition.front import Candidate, Front
 from qeil_compile.passes.partition.greedy import greedy
+from qeil_compile.passes.partition.joint import JointFront, JointPoint, partition_phases
 from qeil_compile.passes.partition.pgsam import Found, Search, reference, search
 from qeil_compile.passes.partition.settings import PartitionSettings, allowed_placements, pin_labels, tied_groups
 from qeil_compile.passes.partition.single import single
+from qeil_compile.passes.partition.stages import evaluate
 from qeil_compile.passes.partition.tables import Phase, tables
-from qeil_compile.passes.schedule import Schedule, schedule
-from qeil_compile.passes.sequence import Sequence_
 from qeil_compile.plan import Plan
 
 __all__ = [
     "SCALES",
     "Candidate",
     "Front",
+    "JointFront",
+    "JointPoint",
     "PartitionSettings",
     "Phase",
     "Search",
     "assign_plan",
     "evaluate",
     "partition",
+    "partition_phases",
     "pin_labels",
 ]
 
@@ -234,33 +236,6 @@ def _spread(result: Found, most: int) -> list[np.ndarray]:
     order = np.lexsort((result.values[:, 1], result.values[:, 0]))
     picked = sorted({round(k) for k in np.linspace(0, len(order) - 1, most)}) if len(order) else []
     return [result.places[order[k]] for k in picked]
-
-
-def evaluate(costs: CostTable, assignment: Sequence[int] | np.ndarray, strategy: str) -> Candidate:
-    """Schedule one assignment: in the order of the graph, or with fewer stages where that is faster."""
-    fixed = tuple(int(p) for p in assignment)
-    straight, merged = _in_order(fixed), legalise(costs.groups, fixed)
-    best: tuple[Sequence_, Schedule] = merged, schedule(costs, merged)
-    if _stages(straight) != _stages(merged):
-        other = schedule(costs, straight)
-        if other.objectives.latency < best[1].objectives.latency:
-            best = straight, other
-    return Candidate(strategy, fixed, *best)
-
-
-def _in_order(assignment: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
-    """Neighbours in the order of the graph on one placement are a stage."""
-    stages: list[tuple[int, list[int]]] = []
-    for g, p in enumerate(assignment):
-        if stages and stages[-1][0] == p:
-            stages[-1][1].append(g)
-        else:
-            stages.append((p, [g]))
-    return [(p, tuple(members)) for p, members in stages]
-
-
-def _stages(sequence: Sequence_) -> list[tuple[int, ...]]:
-    return [members for _, members in sequence]
 
 
 def assign_plan(costs: CostTable, assignment: Sequence[int] | np.ndarray, objective: str = "latency") -> Plan:

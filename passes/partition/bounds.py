@@ -42,11 +42,16 @@ class LowerBounds:
     starts: Mapping[str, np.ndarray]
 
 
-def lower_bounds(t: Tables, scale: np.ndarray, seeds: Sequence[np.ndarray] = ()) -> LowerBounds:
-    """Bounds for all assignments; scalarisations are relative to `scale`. Good assignments in `seeds` make them
-    tighter, never wrong."""
+def lower_bounds(
+    t: Tables, scale: np.ndarray, seeds: Sequence[np.ndarray] = (), most: int = _MOST
+) -> LowerBounds:
+    """Bounds for all assignments; scalarisations are relative to `scale`.
+
+    Good assignments in `seeds`, and more than `most` partial assignments per segment and placement before it, make
+    them tighter, never wrong.
+    """
     leakage = ambient_leakage(t)
-    solved = {n: relaxed(t, leakage, w[0] / scale[0], w[1] / scale[1], seeds) for n, w in SCALES.items() if not w[2]}
+    solved = {n: relaxed(t, leakage, w[0] / scale[0], w[1] / scale[1], seeds, most) for n, w in SCALES.items() if not w[2]}
     found = {name: r.bound for name, r in solved.items()}
     latency = found["latency"] * float(scale[0])
     most = float(np.where(t.allowed > 0, t.useful, 0.0).max(axis=1) @ t.runs[t.phase])
@@ -73,7 +78,9 @@ class Relaxed:
     place: np.ndarray | None
 
 
-def relaxed(t: Tables, leakage: np.ndarray, wl: float, we: float, seeds: Sequence[np.ndarray] = ()) -> Relaxed:
+def relaxed(
+    t: Tables, leakage: np.ndarray, wl: float, we: float, seeds: Sequence[np.ndarray] = (), most: int = _MOST
+) -> Relaxed:
     """The least `wl` latency + `we` energy over the segments, with memory left out; `seeds` are good assignments."""
     given = np.array(seeds, dtype=np.int64).reshape(-1, t.groups)
     known: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -86,7 +93,7 @@ def relaxed(t: Tables, leakage: np.ndarray, wl: float, we: float, seeds: Sequenc
         begins = low == 0 or t.phase[low - 1] != t.phase[low]
         key = _key(t, seg, begins)
         if key not in known:
-            known[key] = _segment(t, seg, begins, leakage, wl, we, local, _MOST, given)
+            known[key] = _segment(t, seg, begins, leakage, wl, we, local, most, given)
         limit, reached, kept = known[key]
         if begins:
             total += float(lowest.min())

@@ -327,6 +327,8 @@ def objectives(t: Tables, s: State, out: np.ndarray) -> None:
             leak, fine = settle(t.thermal[d], fixed / latency, min(busy / latency, 1.0))
             fixed += busy * leak
             wrong += 0.0 if fine else 1.0
+        if t.room[t.pool[d]] < 0 and busy > 1e-12 * latency:
+            wrong += 1.0  # not even the activations fit
         energy += fixed
     for k in range(len(t.room)):
         # Nothing held needs no room; sums of bytes that came and went may leave a rounding error.

@@ -16,6 +16,8 @@ import numpy as np
 
 from qeil_compile.passes.choice import SCALES
 from qeil_compile.passes.partition.anneal import Archive, anneal, new_archive, new_walk, offer
+from qeil_compile.passes.partition.bounds import ambient_leakage
+from qeil_compile.passes.partition.chain import front_of_chains
 from qeil_compile.passes.partition.kernel import evaluate_all, load, new_state, objectives
 from qeil_compile.passes.partition.tables import Tables
 
@@ -75,8 +77,10 @@ def reference(t: Tables, starts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def search(t: Tables, starts: Sequence[np.ndarray], settings: Search, scale: np.ndarray | None = None) -> Found:
-    """Anneal from some assignments. Those that are not feasible are no starts, unless none is."""
+    """Anneal from some assignments, and from the front of the dynamic programme; those that are not feasible are left
+    out. Nothing is found where none is."""
     scale = reference(t, starts) if scale is None else scale
+    starts = [*starts, *(_with_ties(t, p) for p in front_of_chains(t, ambient_leakage(t), scale))]
     began = time.perf_counter()
     jobs = min(settings.jobs or os.cpu_count() or 1, settings.chains)
     run = _Chains(t, starts, settings, scale, began)
@@ -100,6 +104,16 @@ def search(t: Tables, starts: Sequence[np.ndarray], settings: Search, scale: np.
         if np.isfinite(joined.best_values[k, 0])
     }
     return Found(joined.values[:n].copy(), joined.places[joined.slot[:n]].astype(np.int64), best, evaluations)
+
+
+def _with_ties(t: Tables, place: np.ndarray) -> np.ndarray:
+    """Each class of tied groups where its first member is, or else on the first placement that takes all."""
+    for g in range(t.groups):
+        tied = t.tied[t.tied_ptr[g] : t.tied_ptr[g + 1]]
+        if len(tied) and g < tied.min():
+            able = t.allowed[[g, *tied]].all(axis=0)
+            place[[g, *tied]] = place[g] if able[place[g]] else able.argmax()
+    return place
 
 
 class _Chains:
