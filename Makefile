@@ -28,7 +28,8 @@ lint: venv
 	$(BIN)/lint-imports
 
 bench: venv
-	for b in equivalence overhead boundary onnx_coverage compile_time fusion annotate validate; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	for b in equivalence overhead boundary onnx_coverage compile_time fusion annotate validate partition dnn_partitioning mixing; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -51,11 +51,12 @@ def lower_bounds(
     them tighter, never wrong.
     """
     leakage = ambient_leakage(t)
-    solved = {n: relaxed(t, leakage, w[0] / scale[0], w[1] / scale[1], seeds, most) for n, w in SCALES.items() if not w[2]}
+    goals = {name: w for name, w in SCALES.items() if not w[2]}
+    solved = {n: relaxed(t, leakage, w[0] / scale[0], w[1] / scale[1], seeds, most) for n, w in goals.items()}
     found = {name: r.bound for name, r in solved.items()}
     latency = found["latency"] * float(scale[0])
-    most = float(np.where(t.allowed > 0, t.useful, 0.0).max(axis=1) @ t.runs[t.phase])
-    under = max(0.0, 1.0 - most / (len(t.power_const) * latency)) if latency else 0.0
+    useful = float(np.where(t.allowed > 0, t.useful, 0.0).max(axis=1) @ t.runs[t.phase])
+    under = max(0.0, 1.0 - useful / (len(t.power_const) * latency)) if latency else 0.0
     return LowerBounds({**found, "utilisation": under}, latency, found["energy"] * float(scale[1]), under,
                        {n: r.place for n, r in solved.items() if r.place is not None})  # fmt: skip
 

@@ -111,7 +111,7 @@ def _with_ties(t: Tables, place: np.ndarray) -> np.ndarray:
     for g in range(t.groups):
         tied = t.tied[t.tied_ptr[g] : t.tied_ptr[g + 1]]
         if len(tied) and g < tied.min():
-            able = t.allowed[[g, *tied]].all(axis=0)
+            able = t.allowed[[g, *tied]].min(axis=0)
             place[[g, *tied]] = place[g] if able[place[g]] else able.argmax()
     return place
 
