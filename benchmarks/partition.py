@@ -1,6 +1,6 @@
 """The partitioner against its baselines: gaps, hypervolume, ablation, growth.
 
-python benchmarks/partition.py [--quick] [--seeds N] [--only PART] [--json FILE]
+python benchmarks/partition.py [--quick] [--seeds N] [--only PART] [--families NAME ...] [--json FILE]
 
 Prompt and step of the seven families of `families.py` are planned jointly for one target with four devices (one
 prompt, 128 steps); instances for HiGHS are truncated families and random graphs. All values are those of the cost
@@ -392,6 +392,7 @@ def main() -> None:
     def more(parser: Any) -> None:
         parser.add_argument("--seeds", type=int, default=None, help="seeds per instance (default 20; quick: 2)")
         parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be repeated")
+        parser.add_argument("--families", nargs="*", default=None, help="names of families (default: all)")
         parser.add_argument("--solver-seconds", type=float, default=60.0, help="time for HiGHS per instance and goal")
 
     args = options(__doc__ or "", more)
@@ -401,7 +402,8 @@ def main() -> None:
     reports: list[Report] = []
     if {"plans", "front", "ablation"} & set(parts):
         target = find_target(TARGET)
-        families = FAMILIES[:1] if args.quick else FAMILIES
+        families = [f for f in FAMILIES if args.families is None or f.name in args.families]
+        families = families[:1] if args.quick else families
         instances = [Instance.of(f.name, joint(f, target)) for f in families]
         if "plans" in parts:
             reports.append(plans(instances, seeds, settings))

@@ -37,7 +37,17 @@ from .passes.conditions import Conditions
 from .passes.count import count, unknown_report
 from .passes.fuse import FuseSettings, fuse
 from .passes.lower import lower
-from .passes.partition import Candidate, Front, PartitionSettings, Search, partition, pin_labels
+from .passes.partition import (
+    Candidate,
+    Front,
+    JointFront,
+    PartitionSettings,
+    Phase,
+    Search,
+    partition,
+    partition_phases,
+    pin_labels,
+)
 from .plan import Plan
 from .runtime import Compiled, Explanation, explain, resolve
 from .runtime.measure import Timing
@@ -51,7 +61,11 @@ __all__ = [
     "Compiled",
     "Conditions",
     "Explanation",
+    "JointFront",
     "Outcome",
+    "PartitionSettings",
+    "Phase",
+    "Search",
     "Settings",
     "ValidationSettings",
     "aot_compile",
@@ -66,6 +80,7 @@ __all__ = [
     "load",
     "lower_plan",
     "partition",
+    "partition_phases",
     "price",
     "trace",
     "validate",
