@@ -407,7 +407,7 @@ def main() -> None:
         instances = [Instance.of(f.name, joint(f, target)) for f in families]
         if "plans" in parts:
             reports.append(plans(instances, seeds, settings))
-        short = replace(settings, moves=100 if args.quick else 320)
+        short = replace(settings, moves=100 if args.quick else 640)
         if "front" in parts:
             reports.append(fronts(instances, seeds, short, lambda text: print(text, file=sys.stderr)))
         if "ablation" in parts:

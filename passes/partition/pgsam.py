@@ -33,7 +33,7 @@ class Search:
     """
 
     seed: int = 0
-    chains: int = 2
+    chains: int = 1
     epochs: int = 32
     moves: int = 0
     archive: int = 100
@@ -44,7 +44,7 @@ class Search:
 
     def moves_of(self, t: Tables) -> int:
         """Moves of an epoch."""
-        return self.moves or min(max(400, t.groups), 5000)
+        return self.moves or min(max(800, 2 * t.groups), 10_000)
 
 
 @dataclass(frozen=True)
