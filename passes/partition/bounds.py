@@ -39,7 +39,6 @@ class LowerBounds:
     latency: float
     energy: float
     under_utilisation: float
-    starts: Mapping[str, np.ndarray]
 
 
 def lower_bounds(
@@ -52,18 +51,16 @@ def lower_bounds(
     """
     leakage = ambient_leakage(t)
     goals = {name: w for name, w in SCALES.items() if not w[2]}
-    solved = {n: relaxed(t, leakage, w[0] / scale[0], w[1] / scale[1], seeds, most) for n, w in goals.items()}
-    found = {name: r.bound for name, r in solved.items()}
+    found = {n: _bound(t, leakage, w[0] / scale[0], w[1] / scale[1], seeds, most) for n, w in goals.items()}
     latency = found["latency"] * float(scale[0])
     useful = float(np.where(t.allowed > 0, t.useful, 0.0).max(axis=1) @ t.runs[t.phase])
     under = max(0.0, 1.0 - useful / (len(t.power_const) * latency)) if latency else 0.0
-    return LowerBounds({**found, "utilisation": under}, latency, found["energy"] * float(scale[1]), under,
-                       {n: r.place for n, r in solved.items() if r.place is not None})  # fmt: skip
+    return LowerBounds({**found, "utilisation": under}, latency, found["energy"] * float(scale[1]), under)
 
 
 def weighted_bound(t: Tables, wl: float, we: float) -> float:
     """A value below which `wl` latency + `we` energy of no plan lies."""
-    return relaxed(t, ambient_leakage(t), wl, we).bound
+    return _bound(t, ambient_leakage(t), wl, we)
 
 
 def gap(value: float, bound: float) -> float:
@@ -71,51 +68,25 @@ def gap(value: float, bound: float) -> float:
     return max(0.0, value / bound - 1.0) if bound > 0 else 0.0 if value <= 0 else float("inf")
 
 
-@dataclass(frozen=True)
-class Relaxed:
-    """A lower bound, and the best assignment seen on the way (None: some segment has none)."""
-
-    bound: float
-    place: np.ndarray | None
-
-
-def relaxed(
+def _bound(
     t: Tables, leakage: np.ndarray, wl: float, we: float, seeds: Sequence[np.ndarray] = (), most: int = _MOST
-) -> Relaxed:
+) -> float:
     """The least `wl` latency + `we` energy over the segments, with memory left out; `seeds` are good assignments."""
     given = np.array(seeds, dtype=np.int64).reshape(-1, t.groups)
-    known: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    local, places = _local(t), t.placements
-    total, lowest, best = 0.0, np.zeros(places), np.zeros(places)
-    came: list[np.ndarray] = []
-    parts: list[np.ndarray] = []
+    known: dict[tuple[object, ...], np.ndarray] = {}
+    local, total, lowest = _local(t), 0.0, np.zeros(t.placements)
     for seg in range(len(t.segment_start) - 1):
         low = int(t.segment_start[seg])
         begins = low == 0 or t.phase[low - 1] != t.phase[low]
         key = _key(t, seg, begins)
         if key not in known:
             known[key] = _segment(t, seg, begins, leakage, wl, we, local, most, given)
-        limit, reached, kept = known[key]
         if begins:
             total += float(lowest.min())
-            lowest = limit[0]
-            # All ends of the phase before are open to the first group of this one.
-            reached = np.repeat(reached[:1], places, axis=0)
-            kept = np.repeat(kept[:1], places, axis=0)
+            lowest = known[key][0]
         else:
-            lowest = (lowest[:, None] + limit).min(axis=0)
-        steps = best[:, None] + reached
-        came.append(steps.argmin(axis=0))
-        best = steps.min(axis=0)
-        parts.append(kept)
-    place = None
-    if np.isfinite(best).any():
-        place, q = np.zeros(t.groups, dtype=np.int64), int(best.argmin())
-        for seg in range(len(parts) - 1, -1, -1):
-            p = int(came[seg][q])
-            place[t.segment_start[seg] : t.segment_start[seg + 1]] = parts[seg][p, q]
-            q = p
-    return Relaxed(total + float(lowest.min()), place)
+            lowest = (lowest[:, None] + known[key]).min(axis=0)
+    return total + float(lowest.min())
 
 
 def _key(t: Tables, seg: int, begins: bool) -> tuple[object, ...]:
@@ -227,9 +198,8 @@ def _last(first: np.ndarray, i: int, depth: int) -> int:
 def _segment(
     t: Tables, seg: int, begins: bool, leakage: np.ndarray, wl: float, we: float, local: np.ndarray, most: int,
     seeds: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By the placement before a segment and that of its last group: a lower bound float64[P, P], the least value seen
-    float64[P, P] (infinite: none), and its assignment int16[P, P, groups]."""
+) -> np.ndarray:
+    """Least value of a segment by the placement before it and that of its last group, float64[P, P]."""
     low, high = t.segment_start[seg], t.segment_start[seg + 1]
     n, places, devices = high - low, t.seconds.shape[1], len(t.power_const)
     phase = t.phase[low]
@@ -291,8 +261,7 @@ def _segment(
                         value += (work[q] + weight) * t.boundary[p, q]
                     least = min(least, value)
             left[i, p] = least
-    found, reached = np.full((places, places), np.inf), np.full((places, places), np.inf)
-    kept = np.zeros((places, places, n), np.int16)
+    found = np.full((places, places), np.inf)
     place, end, first = np.full(n, -1), np.zeros(n), np.zeros(n, np.int64)
     starts, lengths = np.zeros(n), np.zeros(n)
     # When each link is free again, and when what a read moved has arrived.
@@ -400,11 +369,8 @@ def _segment(
                 spread += share[e] * (end[depth] if e == d else free[depth, e])
             bound = value + max(cheapest[depth + 1] + second * long, left[depth + 1, p] + second * spread)
             if depth == n - 1:
-                if value + second * long < reached[before, p]:
-                    reached[before, p] = value + second * long
-                    found[before, p] = min(found[before, p], reached[before, p])
-                    for k in range(n):
-                        kept[before, p, k] = place[k]
+                if value + second * long < found[before, p]:
+                    found[before, p] = value + second * long
                     worst = _close(found[before], change)
                 if given:
                     seed, depth = seed + 1, 0
@@ -437,4 +403,4 @@ def _segment(
         for p in range(places):
             if not t.allowed[high - 1, p]:
                 found[:, p] = np.inf
-    return found, reached, kept
+    return found
