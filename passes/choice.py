@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
-from qeil_compile.errors import QeilError
+from qeil_compile.errors import CapacityError, QeilError
 from qeil_compile.plan import Objectives
 
 #: Scalarisations by name: weights of latency, energy and under-utilisation, the first two relative to a reference plan.
@@ -49,6 +50,48 @@ class Choice:
     def excess(self, objectives: Objectives) -> float:
         """By which share the objectives pass the caps, at worst; 0 where all hold."""
         return max([0.0, *(getattr(objectives, name) / top - 1 for name, top in self.caps.items())])
+
+
+class Valued(Protocol):
+    """A plan, of one phase or of several."""
+
+    @property
+    def strategy(self) -> str:
+        """What made it."""
+
+    @property
+    def objectives(self) -> Objectives:
+        """Its values."""
+
+
+PlanT = TypeVar("PlanT", bound=Valued)
+
+
+def undominated(plans: Sequence[PlanT]) -> tuple[PlanT, ...]:
+    """Plans that no other dominates, in their order."""
+    return tuple(p for p in plans if not any(o.objectives.dominates(p.objectives) for o in plans if o is not p))
+
+
+def best_within(plans: Iterable[PlanT], objective: str, order: Callable[[PlanT], Any]) -> PlanT:
+    """The first plan by `order` among those within the caps of an objective.
+
+    Raises `QeilError` for an objective that cannot be read, `CapacityError` naming the nearest plan where none keeps
+    the caps.
+    """
+    wanted, every = parse_choice(objective), list(plans)
+    within = [p for p in every if not wanted.excess(p.objectives)]
+    if within:
+        return min(within, key=order)
+    nearest = min(every, key=lambda p: wanted.excess(p.objectives))
+    missed = ", ".join(
+        f"{name} {getattr(nearest.objectives, name):.4g} of at most {top:.4g}"
+        for name, top in wanted.caps.items()
+        if getattr(nearest.objectives, name) > top
+    )
+    raise CapacityError(
+        f"objective {objective}: no plan keeps all caps; the nearest is {nearest.strategy} with {missed} (SI units); "
+        "raise a cap or use another target"
+    )
 
 
 def parse_choice(text: str) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -255,6 +256,10 @@ def test_each_phase_goes_to_the_device_that_suits_it() -> None:
     assert [s.device for s in plans["prompt"].stages] == ["b"]
     assert [s.device for s in plans["steps"].stages] == ["a"]
     assert best in front.points
+    assert len(front.as_text().splitlines()) == len(front.candidates)
+    data = json.loads(json.dumps(front.to_json()))
+    assert data["phases"] == {"prompt": 1.0, "steps": 10.0}
+    assert [c["latency"] for c in data["candidates"] if c["strategy"] == best.strategy] == [best.objectives.latency]
     assert front.choose("energy").objectives.energy == min(c.objectives.energy for c in front.candidates)
 
 

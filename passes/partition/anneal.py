@@ -3,15 +3,13 @@
 An *epoch* starts from a plan of the archive and walks with one scalarisation while the temperature falls.
 
 - Guidance: after one epoch for each named scalarisation, an epoch starts at an end of a wide gap of the front and
-  weighs the objectives so that the gap's own direction is level: what is better than the chord fills the gap. A move
-  to a plan that no member of the archive dominates is always accepted, and a run of groups may be taken from another
-  member (compare AMOSA: Bandyopadhyay, Saha, Maulik,
-  Deb, "A simulated annealing-based multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008).
+  weighs the objectives so that the gap's own direction is level: what is better than the chord fills the gap. A run of
+  groups may be taken from another member, and plans that belong into the archive enter it even where the walk refuses
+  them (compare AMOSA, which walks on to them: Bandyopadhyay, Saha, Maulik, Deb, "A simulated annealing-based
+  multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008; tried here, that front was worse).
 - Momentum: what paid off lately, as (run of groups, placement), is tried on groups of equal costs elsewhere (the same
   operators of another layer) and on runs a little wider or narrower; kinds of moves that paid off are drawn more often.
   Both decay, and are forgotten at each epoch.
-- The archive holds plans that none of it dominates by more than a factor of 1 + epsilon; when it is full the most
-  crowded one goes. The best plan of each named scalarisation is kept beside it without epsilon.
 """
 
 from __future__ import annotations
@@ -21,212 +19,21 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from qeil_compile.passes.partition.archive import Archive, aim, any_weights, below, draw, look, offer, scalar
 from qeil_compile.passes.partition.kernel import State, change, exponential, load, objectives, undo
 from qeil_compile.passes.partition.tables import Tables
 
 #: Kinds of moves.
 FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW, CROSS = range(7)
 KINDS = 7
-#: Plans closer than this, relatively, count as one point of the front.
-EPSILON = 1e-3
-#: Temperature at the start and the end of an epoch, as a relative change of the scalarised value.
-_HOT, _COLD = 0.2, 1e-7
+#: Temperature at the start of an epoch, as a relative change of the scalarised value, and ln of its share at the end.
+_HOT, _COOLING = 0.2, -14.508657738524219
 #: The same where an epoch starts from the front, which is good already.
 _WARM, _SETTLING = 2e-3, -9.903487552536127
-#: ln(_COLD / _HOT)
-_COOLING = -14.508657738524219
 #: Successes that are remembered; by how much each success fades with every further one.
 _MEMORY, _DECAY = 32, 0.9
 #: Longest run of groups that one move takes.
 _LONGEST = 2048
-
-
-class Archive(NamedTuple):
-    """Objective values float64[size, 3] of `filled[0]` plans; the assignment of plan i is `places[slot[i]]`, int16[n].
-
-    `best_*` are those of the named scalarisations, whose weights [names, 3] (of relative values) are `weights`. `scale`
-    [3] makes values relative; `span` [3] is how far the front reached in each objective at the last look. Once the
-    archive is full, `crowded` holds the plan nearest to another one, and how near.
-    """
-
-    values: np.ndarray
-    places: np.ndarray
-    slot: np.ndarray
-    filled: np.ndarray
-    best_values: np.ndarray
-    best_places: np.ndarray
-    weights: np.ndarray
-    scale: np.ndarray
-    span: np.ndarray
-    crowded: np.ndarray
-
-
-def new_archive(t: Tables, size: int, weights: np.ndarray, scale: np.ndarray) -> Archive:
-    """An empty archive."""
-    names = len(weights)
-    return Archive(
-        np.zeros((size, 3)), np.zeros((size, t.groups), np.int16), np.arange(size), np.zeros(1, np.int64),
-        np.full((names, 3), np.inf), np.zeros((names, t.groups), np.int16), weights, scale, scale.copy(), np.zeros(2),
-    )  # fmt: skip
-
-
-@njit(cache=True, nogil=True)
-def draw(r: np.ndarray) -> float:
-    """A number in [0, 1): xorshift64*, state in r[0]."""
-    x = r[0]
-    x ^= x >> np.uint64(12)
-    x ^= x << np.uint64(25)
-    x ^= x >> np.uint64(27)
-    r[0] = x
-    return float((x * np.uint64(2685821657736338717)) >> np.uint64(11)) * 1.1102230246251565e-16
-
-
-@njit(cache=True, nogil=True)
-def _below(r: np.ndarray, n: int) -> int:
-    return min(int(draw(r) * n), n - 1)
-
-
-@njit(cache=True, nogil=True)
-def scalar(f: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> float:
-    """Weighted sum of relative objective values."""
-    return weights[0] * f[0] / scale[0] + weights[1] * f[1] / scale[1] + weights[2] * f[2] / scale[2]
-
-
-@njit(cache=True, nogil=True)
-def offer(a: Archive, f: np.ndarray, place: np.ndarray) -> bool:
-    """Put a feasible plan into the archive if it belongs there."""
-    for k in range(len(a.weights)):
-        old = a.best_values[k]
-        if old[0] == np.inf or scalar(f, a.weights[k], a.scale) < scalar(old, a.weights[k], a.scale):
-            a.best_values[k, 0], a.best_values[k, 1], a.best_values[k, 2] = f[0], f[1], f[2]
-            for g in range(len(place)):
-                a.best_places[k, g] = place[g]
-    n, grown = a.filled[0], 1.0 + EPSILON
-    for i in range(n):
-        v = a.values[i]
-        if v[0] <= f[0] * grown and v[1] <= f[1] * grown and v[2] <= f[2] * grown:
-            return False
-    kept = 0
-    for i in range(n):
-        v = a.values[i]
-        if f[0] <= v[0] and f[1] <= v[1] and f[2] <= v[2]:
-            continue
-        if kept != i:
-            a.values[kept] = a.values[i]
-            a.slot[kept], a.slot[i] = a.slot[i], a.slot[kept]
-        kept += 1
-    if kept == len(a.values):
-        # Full: the newcomer has to stand farther from the others than the most crowded plan does.
-        near = np.inf
-        for i in range(kept):
-            near = min(near, _distance(a, i, f))
-        if near <= a.crowded[1]:
-            return False
-        kept = int(a.crowded[0])
-    else:
-        a.filled[0] = kept + 1
-    a.values[kept, 0], a.values[kept, 1], a.values[kept, 2] = f[0], f[1], f[2]
-    row = a.slot[kept]
-    for g in range(len(place)):
-        a.places[row, g] = place[g]
-    if a.filled[0] == len(a.values):
-        _find_crowded(a)
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _distance(a: Archive, i: int, f: np.ndarray) -> float:
-    """Square of the relative distance of plan i to values f."""
-    total = 0.0
-    for k in range(3):
-        x = (a.values[i, k] - f[k]) / a.span[k]
-        total += x * x
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _find_crowded(a: Archive) -> None:
-    """The plan of a full archive that is nearest to another one; one that is best in an objective never is."""
-    n = len(a.values)
-    low = np.zeros(3, np.int64)
-    for k in range(3):
-        for i in range(n):
-            if a.values[i, k] < a.values[low[k], k]:
-                low[k] = i
-    a.crowded[0], a.crowded[1] = n - 1, np.inf
-    for i in range(n):
-        if i != low[0] and i != low[1] and i != low[2]:
-            for j in range(n):
-                if j != i:
-                    near = _distance(a, i, a.values[j])
-                    if near < a.crowded[1]:
-                        a.crowded[0], a.crowded[1] = i, near
-
-
-@njit(cache=True, nogil=True)
-def _any_weights(r: np.ndarray, weights: np.ndarray) -> None:
-    total = 1e-12
-    for k in range(3):
-        weights[k] = draw(r)
-        total += weights[k]
-    for k in range(3):
-        weights[k] /= total
-
-
-@njit(cache=True, nogil=True)
-def _look(a: Archive) -> None:
-    """Take the measure of the front."""
-    for k in range(3):
-        low, high = np.inf, -np.inf
-        for i in range(a.filled[0]):
-            low, high = min(low, a.values[i, k]), max(high, a.values[i, k])
-        a.span[k] = max(high - low, 1e-3 * a.scale[k])
-    if a.filled[0] == len(a.values):
-        _find_crowded(a)
-
-
-@njit(cache=True, nogil=True)
-def _aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> tuple[int, int]:
-    """Choose a member of the archive to start from, another at the far end of a gap beside it, and weights (of values
-    over `span`) that point into the gap."""
-    n = a.filled[0]
-    if n == 1 or draw(r) < 0.2:
-        _any_weights(r, weights)
-        return _below(r, n), _below(r, n)
-    by = _below(r, 3)
-    order = np.zeros(n, np.int64)
-    for i in range(n):  # along one objective; few, and nearly in order
-        j = i
-        while j > 0 and a.values[order[j - 1], by] > a.values[i, by]:
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = i
-    total = 0.0
-    for i in range(n - 1):
-        total += _distance(a, order[i], a.values[order[i + 1]]) ** 0.5
-    left, chosen = draw(r) * total, n - 2
-    for i in range(n - 1):
-        left -= _distance(a, order[i], a.values[order[i + 1]]) ** 0.5
-        if left <= 0:
-            chosen = i
-            break
-    i, j = order[chosen], order[chosen + 1]
-    # Both ends get one value: what is better in some objectives weighs as much as what is worse in others.
-    better, worse = 0, 0
-    for k in range(3):
-        if a.values[i, k] < a.values[j, k]:
-            better += 1
-        else:
-            worse += 1
-    whole = 0.0
-    for k in range(3):
-        apart = abs(a.values[i, k] - a.values[j, k]) / a.span[k]
-        side = better if a.values[i, k] < a.values[j, k] else worse
-        weights[k] = 1.0 / (max(apart, 1e-3) * side)
-        whole += weights[k]
-    for k in range(3):
-        weights[k] /= whole
-    return (i, j) if draw(r) < 0.5 else (j, i)
 
 
 class Walk(NamedTuple):
@@ -286,7 +93,7 @@ def _running(t: Tables) -> np.ndarray:
 def _group(w: Walk, r: np.ndarray, n: int) -> int:
     """A group: any, or one by the time that it takes."""
     if draw(r) < 0.5:
-        return _below(r, n)
+        return below(r, n)
     return min(np.searchsorted(w.heavy, draw(r)), n - 1)
 
 
@@ -296,13 +103,13 @@ def _length(r: np.ndarray, most: int) -> int:
     base = 1
     while 2 * base <= most and draw(r) < 0.5:
         base *= 2
-    return min(base + _below(r, base), most)
+    return min(base + below(r, base), most)
 
 
 @njit(cache=True, nogil=True)
 def _other(r: np.ndarray, p: int, places: int) -> int:
     """A placement other than p."""
-    q = _below(r, places - 1)
+    q = below(r, places - 1)
     return q + 1 if q >= p else q
 
 
@@ -347,7 +154,7 @@ def _propose(
         base = 1
         while 2 * base <= min(n, _LONGEST) and draw(r) < 0.7:
             base *= 2
-        _ask(w, g, g + base + _below(r, base), -1 if draw(r) < 0.5 else -2 - _below(r, others))
+        _ask(w, g, g + base + below(r, base), -1 if draw(r) < 0.5 else -2 - below(r, others))
     elif kind == SWAP:
         h = _group(w, r, n)
         if place[g] != place[h]:
@@ -362,13 +169,13 @@ def _propose(
     elif kind == FOLLOW:
         known = min(w.tally[_SUCCESSES], _MEMORY)
         if known > 0:
-            k = _below(r, known)
+            k = below(r, known)
             g, far, q = w.ring[k, 0], w.ring[k, 1], w.ring[k, 2]
             if draw(r) < 0.3:  # a little wider, narrower or aside
-                _ask(w, g + _below(r, 5) - 2, g + far + _below(r, 5) - 2, q)
+                _ask(w, g + below(r, 5) - 2, g + far + below(r, 5) - 2, q)
             else:  # its like elsewhere
                 kind_of = w.kind[g]
-                h = w.alike[w.alike_ptr[kind_of] + _below(r, w.alike_ptr[kind_of + 1] - w.alike_ptr[kind_of])]
+                h = w.alike[w.alike_ptr[kind_of] + below(r, w.alike_ptr[kind_of + 1] - w.alike_ptr[kind_of])]
                 _ask(w, h, h + far, q)
     else:
         _ask(w, g, g + 1, _other(r, place[g], places))
@@ -451,19 +258,19 @@ def anneal(
             break
     place = np.zeros(len(s.place), np.int64)
     for epoch in range(first, first + epochs):
-        _look(a)
+        look(a)
         unit[:] = a.span
         if epoch < names:
             weights[:] = a.weights[epoch]
             unit[:] = a.scale
             place[:] = a.best_places[epoch]
-            w.mate[:] = a.places[a.slot[_below(r, a.filled[0])]]
+            w.mate[:] = a.places[a.slot[below(r, a.filled[0])]]
         elif guidance:
-            here, there = _aim(a, r, weights)
+            here, there = aim(a, r, weights)
             place[:] = a.places[a.slot[here]]
             w.mate[:] = a.places[a.slot[there]]
         else:
-            _any_weights(r, weights)
+            any_weights(r, weights)
             place[:] = s.place
         load(t, s, place)
         objectives(t, s, f)

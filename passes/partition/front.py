@@ -8,9 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from qeil_compile.errors import CapacityError
 from qeil_compile.passes.annotate import CostTable
-from qeil_compile.passes.choice import Choice, parse_choice
+from qeil_compile.passes.choice import best_within, parse_choice, undominated
 from qeil_compile.passes.partition.bounds import gap, weighted_bound
 from qeil_compile.passes.partition.feasible import worst_case_notes
 from qeil_compile.passes.partition.tables import Tables
@@ -39,8 +38,9 @@ class Candidate:
 class Front:
     """All candidates that fit; `points` are the non-dominated ones.
 
-    `lower_bounds` hold for every plan whose stages follow the order of the graph, by objective. `problem` is what the
-    search saw (None for an assignment made elsewhere), `evaluations` how many plans it valued.
+    `lower_bounds`, by objective, hold for every plan whose stages follow the order of the graph, as `tables` values
+    plans; the schedule may come out below where it lets groups of two segments overlap. `problem` is what the search
+    saw (None for an assignment made elsewhere), `evaluations` how many plans it valued.
     """
 
     costs: CostTable
@@ -53,33 +53,15 @@ class Front:
     @cached_property
     def points(self) -> tuple[Candidate, ...]:
         """Candidates that no other dominates."""
-        return tuple(
-            c
-            for c in self.candidates
-            if not any(o.objectives.dominates(c.objectives) for o in self.candidates if o is not c)
-        )
+        return undominated(self.candidates)
 
     def choose(self, objective: str) -> Candidate:
         """The candidate with the smallest value of an objective (see `choice`) among those within its caps.
 
         Raises `QeilError` for an objective that cannot be read, `CapacityError` where no candidate keeps the caps.
         """
-        wanted = parse_choice(objective)
-        within = [c for c in self.candidates if not wanted.excess(c.objectives)]
-        if not within:
-            raise CapacityError(self._no_plan(objective, wanted))
-        return min(within, key=lambda c: (self.value(objective, c.objectives), len(c.sequence)))
-
-    def _no_plan(self, objective: str, wanted: Choice) -> str:
-        nearest = min(self.candidates, key=lambda c: wanted.excess(c.objectives))
-        missed = ", ".join(
-            f"{name} {getattr(nearest.objectives, name):.4g} of at most {top:.4g}"
-            for name, top in wanted.caps.items()
-            if getattr(nearest.objectives, name) > top
-        )
-        return (
-            f"objective {objective}: no plan keeps all caps; the nearest is {nearest.strategy} with {missed} (SI "
-            "units); raise a cap or use another target"
+        return best_within(
+            self.candidates, objective, lambda c: (self.value(objective, c.objectives), len(c.sequence))
         )
 
     def value(self, objective: str, objectives: Objectives) -> float:

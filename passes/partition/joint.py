@@ -8,13 +8,13 @@ often as it runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
 
 from qeil_compile.errors import CapacityError
-from qeil_compile.passes.choice import SCALES, Choice, parse_choice
+from qeil_compile.passes.choice import SCALES, best_within, parse_choice, undominated
 from qeil_compile.passes.partition.bounds import gap, lower_bounds, weighted_bound
 from qeil_compile.passes.partition.front import Candidate, Front
 from qeil_compile.passes.partition.pgsam import reference, search, value_of
@@ -36,7 +36,7 @@ class JointPoint:
 
 @dataclass(frozen=True)
 class JointFront:
-    """Plans of several phases. `lower_bounds` are by objective; none of any plan is below."""
+    """Plans of several phases. `lower_bounds` are by objective, and hold for all plans as the search values them."""
 
     phases: tuple[Phase, ...]
     candidates: tuple[JointPoint, ...]
@@ -47,8 +47,7 @@ class JointFront:
     @cached_property
     def points(self) -> tuple[JointPoint, ...]:
         """Candidates that no other dominates."""
-        every = self.candidates
-        return tuple(c for c in every if not any(o.objectives.dominates(c.objectives) for o in every if o is not c))
+        return undominated(self.candidates)
 
     @cached_property
     def reference(self) -> Objectives:
@@ -62,17 +61,7 @@ class JointFront:
         Raises `QeilError` for an objective that cannot be read, `CapacityError` where no candidate keeps the caps.
         """
         wanted = parse_choice(objective)
-        within = [c for c in self.candidates if not wanted.excess(c.objectives)]
-        if not within:
-            raise CapacityError(self._no_plan(objective, wanted))
-        return min(within, key=lambda c: wanted.value(c.objectives, self.reference))
-
-    def _no_plan(self, objective: str, wanted: Choice) -> str:
-        nearest = min(self.candidates, key=lambda c: wanted.excess(c.objectives))
-        return (
-            f"objective {objective}: no joint plan keeps all caps; the nearest, {nearest.strategy}, passes one by "
-            f"{wanted.excess(nearest.objectives):.1%}; raise a cap or use another target"
-        )
+        return best_within(self.candidates, objective, lambda c: wanted.value(c.objectives, self.reference))
 
     def gap(self, point: JointPoint, objective: str) -> float:
         """By which share the point's value may be above the best of any plan."""
@@ -82,6 +71,28 @@ class JointFront:
         if wl or we:
             bound += weighted_bound(self.problem, wl / self.reference.latency, we / max(self.reference.energy, 1e-30))
         return gap(wanted.value(point.objectives, self.reference), bound)
+
+    def as_text(self) -> str:
+        """One line per candidate; those on the front are marked."""
+        return "\n".join(
+            f"{'*' if c in self.points else ' '} {c.strategy}: {c.objectives.latency * 1e3:.3f} ms, "
+            f"{c.objectives.energy * 1e3:.3f} mJ, under-utilisation {c.objectives.under_utilisation:.3f} "
+            f"({self.phases[0].costs.label})"
+            for c in self.candidates
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Stable JSON form of the candidates."""
+        return {
+            "phases": {p.name: p.runs for p in self.phases},
+            "lower_bounds": dict(self.lower_bounds),
+            "evaluations": self.evaluations,
+            "candidates": [
+                {"strategy": c.strategy, "assignments": [list(a) for a in c.assignments], **asdict(c.objectives),
+                 "on_front": c in self.points}
+                for c in self.candidates
+            ],
+        }  # fmt: skip
 
     def plans(self, point: JointPoint, objective: str) -> dict[str, Plan]:
         """An executable plan per phase, by its name; its objective values are those of one run of the phase."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qeil_compile.passes.choice import SCALES
-from qeil_compile.passes.partition.anneal import Archive, anneal, new_archive, new_walk, offer
+from qeil_compile.passes.partition.anneal import anneal, new_walk
+from qeil_compile.passes.partition.archive import Archive, new_archive, offer
 from qeil_compile.passes.partition.bounds import ambient_leakage
 from qeil_compile.passes.partition.chain import front_of_chains
 from qeil_compile.passes.partition.kernel import evaluate_all, load, new_state, objectives
