@@ -25,7 +25,8 @@ def decision_text(d: Decision) -> list[str]:
     if d.lower_bounds:
         lines.append("no plan can be below " + ", ".join(_amount(n, v) for n, v in d.lower_bounds.items()))
     if d.nearest is None:
-        lines.append("nearest other plan of the front: none within the caps of the objective")
+        where = " within the caps of the objective" if ";" in d.objective else ""
+        lines.append(f"nearest other plan of the front: none{where}")
     else:
         lines.append(f"nearest other plan of the front: {d.nearest.strategy}, {rival_text(d.nearest)}")
         lines.append(f"  {_flip_text(d.nearest, d.weight)}")

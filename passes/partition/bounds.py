@@ -63,9 +63,11 @@ def weighted_bound(t: Tables, wl: float, we: float) -> float:
     return _bound(t, ambient_leakage(t), wl, we)
 
 
-def gap(value: float, bound: float) -> float:
-    """By which share a value may be above the best one."""
-    return max(0.0, value / bound - 1.0) if bound > 0 else 0.0 if value <= 0 else float("inf")
+def gap(value: float, bound: float) -> float | None:
+    """By which share a value may be above the best one; None where the bound says nothing."""
+    if bound > 0:
+        return max(0.0, value / bound - 1.0)
+    return 0.0 if value <= 0 else None
 
 
 def _bound(

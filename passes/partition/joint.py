@@ -63,8 +63,8 @@ class JointFront:
         wanted = parse_choice(objective)
         return best_within(self.candidates, objective, lambda c: wanted.value(c.objectives, self.reference))
 
-    def gap(self, point: JointPoint, objective: str) -> float:
-        """By which share the point's value may be above the best of any plan."""
+    def gap(self, point: JointPoint, objective: str) -> float | None:
+        """By which share the point's value may be above the best of any plan; None where no bound is known."""
         wanted = parse_choice(objective)
         wl, we, wu = wanted.weights
         bound = wu * self.lower_bounds["under_utilisation"]
