@@ -16,8 +16,9 @@ and what it reads is there; what a stage writes is there for others when it ends
 (per segment in time, once in all in energy), and one that was written more than one segment ago has already arrived.
 Bytes of a pool are the weights of its devices, each once per device over all phases, and room for activations.
 
-This is `passes.schedule` with two simplifications that make a move's price independent of the size of the graph:
-devices that share a memory do not slow one another down, and a link is free again at each cut.
+This is `passes.schedule` with three simplifications that make a move's price independent of the size of the graph:
+devices that share a memory do not slow one another down, a link is free again at each cut, and a group that reads
+nothing, or that nothing reads, runs within its segment.
 """
 
 from __future__ import annotations
