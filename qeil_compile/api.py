@@ -153,7 +153,7 @@ def price(
     labels = pin_labels(graph, settings.pins)
     groups = fuse(graph, counts, labels, FuseSettings(enabled=settings.fuse))
     refusals = _ask(traced, goal.placements, progress)
-    known = _calibrations(goal, settings.threads)
+    known = calibrations_for(goal, settings.threads)
     if known is not None:
         goal = applied(goal, known)
     return annotate(
@@ -161,7 +161,7 @@ def price(
     )
 
 
-def _calibrations(target: Target, threads: int) -> Calibrations | None:
+def calibrations_for(target: Target, threads: int) -> Calibrations | None:
     """What `qeil calibrate` left for this machine; None for another target, or where nothing was calibrated."""
     if not target.host:
         return None

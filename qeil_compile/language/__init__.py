@@ -1,0 +1,1 @@
+"""Language models: prompt and steps planned together, run with a cache that stays in its engine."""
