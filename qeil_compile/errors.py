@@ -42,7 +42,11 @@ class BackendError(QeilError):
 
 
 class InputError(QeilError):
-    """The tensors handed to a compiled model do not match its signature."""
+    """What is handed to a compiled model does not fit it: tensors and signature, prompts and context, settings."""
+
+
+class GenerationError(QeilError):
+    """A decoder returned logits that no token can be chosen from."""
 
 
 class ArtifactError(QeilError):

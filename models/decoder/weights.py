@@ -203,7 +203,7 @@ def pack(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     scales = np.where(squares > 0, best, 0.0).astype(np.float32)
     codes = (levels + middle).astype(np.uint8)
     if bits == 4:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        codes = np.bitwise_or(codes[..., 0::2], codes[..., 1::2] * np.uint8(16))
     return codes, scales[..., 0]
 
 

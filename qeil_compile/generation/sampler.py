@@ -1,0 +1,81 @@
+"""Tokens for rows of logits: the settings of `Sampling` over the compiled kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qeil_compile.errors import GenerationError
+
+from .kernel import remember, sample_rows
+from .sampling import Sampling
+
+
+class Chosen(NamedTuple):
+    """For each row: its token and the log-probability of that under the raw logits; the likeliest tokens and theirs."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    alternatives: np.ndarray
+    alternative_logprobs: np.ndarray
+
+
+class Sampler:
+    """Chooses tokens for the rows of one batch.
+
+    A token depends on its row's logits and history, the seed, and the row's own coordinates (number of the prompt,
+    number of the sample, position), never on which other rows are there or in what order.
+    """
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[int], samples: Sequence[int]) -> None:
+        """`prompts` and `samples`: coordinates of each row."""
+        self.sampling = sampling
+        self._prompts = np.asarray(prompts, np.int64)
+        self._samples = np.asarray(samples, np.int64)
+        self._positions = np.zeros(len(self._prompts), np.int64)
+        self._seen = np.zeros((len(self._prompts), 0), np.int64)
+        self._seen_count = np.zeros(len(self._prompts), np.int64)
+
+    def remember(self, row: int, tokens: Sequence[int]) -> None:
+        """Tokens that the repetition penalty concerns from now on: those of the prompt, before the first draw."""
+        if self.sampling.repetition_penalty == 1:
+            return
+        room = self._seen.shape[1]
+        if self._seen_count[row] + len(tokens) > room:
+            wider = np.zeros((len(self._seen), 2 * room + len(tokens)), np.int64)
+            wider[:, :room] = self._seen
+            self._seen = wider
+        remember(self._seen, self._seen_count, row, np.asarray(tokens, np.int64))
+
+    def draw(self, logits: np.ndarray, rows: np.ndarray, source: np.ndarray | None = None) -> Chosen:
+        """The next token of each of `rows` (int64 [n]), and remember it.
+
+        logits float32 [any, vocab]; row `rows[i]` reads `logits[source[i]]`, or `logits[i]`. Raises `GenerationError`
+        naming prompt, sample and position where a logit is infinite or not a number; nothing is remembered then.
+        """
+        source = np.arange(len(rows)) if source is None else source
+        settings, m = self.sampling, min(self.sampling.alternatives, logits.shape[1])
+        chosen = Chosen(
+            np.empty(len(rows), np.int64), np.empty(len(rows)), np.empty((len(rows), m), np.int64),
+            np.empty((len(rows), m)),
+        )  # fmt: skip
+        bad = sample_rows(
+            np.ascontiguousarray(logits, np.float32), source, rows, self._prompts, self._samples, self._positions,
+            self._seen, self._seen_count, np.uint64(settings.seed), np.float32(settings.repetition_penalty),
+            np.float32(settings.temperature), settings.top_k, float(settings.top_p), float(settings.min_p), *chosen,
+        )  # fmt: skip
+        if bad >= 0:
+            row, values = rows[bad], logits[source[bad]]
+            token = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise GenerationError(
+                f"prompt {self._prompts[row]}, sample {self._samples[row]}, generated position {self._positions[row]}: "
+                f"found the logit {values[token]} for token {token}, expected finite ones; check the model's weights, "
+                "or choose a wider type of number"
+            )
+        self._positions[rows] += 1
+        if settings.repetition_penalty != 1:
+            for row, token in zip(rows, chosen.tokens, strict=True):
+                self.remember(row, [token])
+        return chosen
