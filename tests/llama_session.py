@@ -13,7 +13,7 @@ from qeil_compile.models.llama2c import LlamaDecoder, _rotate
 
 
 class LlamaSession:
-    """Fulfils `qeil_compile.generation.DecoderSession`. `prefilled`, `stepped`: tokens that were run, `selects`: calls."""
+    """Fulfils `DecoderSession`. `prefilled` and `stepped` count the tokens that were run; `selects` are the calls."""
 
     def __init__(self, model: LlamaDecoder, context: int | None = None) -> None:
         self.model = model

@@ -10,6 +10,8 @@ from .generate import batches, generate, stream
 from .protocol import DecoderSession, Tokenizer
 from .sampler import Sampler
 from .sampling import Sampling
+from .tokenizers import TOKENIZER_FILES, CheckpointTokenizer, Llama2cText, load_tokenizer
 
-__all__ = ["Batch", "Completion", "DecoderSession", "Event", "FinishReason", "Prompt", "Sampler", "Sampling",
-           "Tokenizer", "batches", "generate", "stream"]  # fmt: skip
+__all__ = ["TOKENIZER_FILES", "Batch", "CheckpointTokenizer", "Completion", "DecoderSession", "Event", "FinishReason",
+           "Llama2cText", "Prompt", "Sampler", "Sampling", "Tokenizer", "batches", "generate", "load_tokenizer",
+           "stream"]  # fmt: skip
