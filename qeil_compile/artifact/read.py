@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -66,18 +66,12 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
     files = verify_files(store, manifest["files"])
     tensors = _Tensors(store, files)
     plan = Plan.from_json(json.loads(bytes(files["plan.json"])))
-    units: list[LoweredUnit] = []
     weights: dict[str, np.ndarray] = {}
-    for unit in manifest["units"]:
-        program = _program(store, unit, files)
-        # All of them now: a malformed reference must not wait for the engine that needs it.
-        weights.update({key: tensors.array(unit["weights"][name]) for name, key in program.weights.items()})
-        indices = tuple(_integers(unit["stages"]))
-        stages = [plan.stages[i] for i in indices]
-        placements, devices = tuple(s.placement for s in stages), tuple(s.device for s in stages)
-        if not stages or list(placements) != list(strings(unit["placements"])):
-            raise ArtifactError(f"{store.path}: unit {len(units)} and plan disagree about placements; refused")
-        units.append(LoweredUnit(indices, placements, devices, program))
+    units = _units(store, manifest["units"], plan, files, tensors, weights)
+    listed = manifest["spares"]
+    if not isinstance(listed, list) or len(listed) != len(plan.spares):
+        raise ArtifactError(f"{store.path}: manifest and plan list different numbers of failover plans; refused")
+    spares = [_units(store, s["units"], p, files, tensors, weights) for s, p in zip(listed, plan.spares, strict=True)]
     golden = Golden(
         *({n: tensors.array(r) for n, r in manifest["golden"][k].items()} for k in ("inputs", "outputs", "boundaries"))
     )
@@ -87,10 +81,34 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
         graph, plan, units, weights.__getitem__,
         golden, Workload(manifest["workload"]["dims"]), mapping(json.loads(bytes(files["costs.json"]))),
         {k: text(v) for k, v in manifest["engines"].items()}, _numbers(manifest["seconds"]),
-        {k: _numbers(v) for k, v in manifest["timings"].items()},
+        {k: _numbers(v) for k, v in manifest["timings"].items()}, spares,
     )  # fmt: skip
-    _check_wiring(store, contents)
+    for some, of in ((units, plan), *zip(spares, plan.spares, strict=True)):
+        _check_wiring(store, graph, some, of)
     return contents
+
+
+def _units(
+    store: Store,
+    listed: Sequence[Mapping[str, Any]],
+    plan: Plan,
+    files: Mapping[str, memoryview],
+    tensors: _Tensors,
+    weights: dict[str, np.ndarray],
+) -> list[LoweredUnit]:
+    """The units of one plan; their weights are added to `weights`."""
+    units: list[LoweredUnit] = []
+    for unit in listed:
+        program = _program(store, unit, files)
+        # All of them now: a malformed reference must not wait for the engine that needs it.
+        weights.update({key: tensors.array(unit["weights"][name]) for name, key in program.weights.items()})
+        indices = tuple(_integers(unit["stages"]))
+        stages = [plan.stages[i] for i in indices]
+        placements, devices = tuple(s.placement for s in stages), tuple(s.device for s in stages)
+        if not stages or list(placements) != list(strings(unit["placements"])):
+            raise ArtifactError(f"{store.path}: unit {len(units)} and plan disagree about placements; refused")
+        units.append(LoweredUnit(indices, placements, devices, program))
+    return units
 
 
 def _program(store: Store, unit: Mapping[str, Any], files: Mapping[str, memoryview]) -> StageProgram:
@@ -137,22 +155,22 @@ class _Tensors:
         return np.frombuffer(data, dtype=np.uint8).view(kind).reshape(shape)
 
 
-def _check_wiring(store: Store, contents: Contents) -> None:
+def _check_wiring(store: Store, graph: OpGraph, units: Sequence[LoweredUnit], plan: Plan) -> None:
     """Every unit reads what exists by then, and every output is written: a plan cannot read out of bounds."""
-    known = set(contents.graph.inputs)
-    for k, unit in enumerate(contents.units):
+    known = set(graph.inputs)
+    for k, unit in enumerate(units):
         missing = [n for n in unit.program.inputs if n not in known]
         if missing:
             raise ArtifactError(f"{store.path}: unit {k} reads {missing[0]}, which nothing before it writes; refused")
         known |= set(unit.program.outputs)
-    lost = [n for n in contents.graph.outputs if n not in known]
+    lost = [n for n in graph.outputs if n not in known]
     if lost:
         raise ArtifactError(f"{store.path}: output {lost[0]} is written by no unit; refused")
-    stages = [s for u in contents.units for s in u.stages]
-    if stages != [s.index for s in contents.plan.stages] or stages != list(range(len(stages))):
+    stages = [s for u in units for s in u.stages]
+    if stages != [s.index for s in plan.stages] or stages != list(range(len(stages))):
         raise ArtifactError(f"{store.path}: units and plan list different stages; refused")
-    placed = [p for u in contents.units for p in u.placements]
-    if placed != [s.placement for s in contents.plan.stages]:
+    placed = [p for u in units for p in u.placements]
+    if placed != [s.placement for s in plan.stages]:
         raise ArtifactError(f"{store.path}: units and plan place stages differently; refused")
-    if any(not u.stages or len({p.partition(":")[0] for p in u.placements}) > 1 for u in contents.units):
+    if any(not u.stages or len({p.partition(":")[0] for p in u.placements}) > 1 for u in units):
         raise ArtifactError(f"{store.path}: a unit has no stages or stages of several engines; refused")

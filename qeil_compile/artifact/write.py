@@ -1,44 +1,62 @@
-"""Write a compiled model as an artifact: every tensor once by its content hash, the manifest last."""
+"""Write a compiled model as an artifact: every tensor once by its content hash, the manifest last.
+
+Failover plans come after everything else: what the plan's own stages have written already is shared, so that a spare
+costs its programs and the weights of a form that no other stage has.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .contents import Contents
+from qeil_compile.passes.lower import LoweredUnit
+
+from .contents import Contents, Sizes
 from .store import MANIFEST, atomic_folder, digest
 
 #: Raised when the layout changes; readers refuse newer ones.
-SCHEMA = 1
+SCHEMA = 2
 
 
-def write(contents: Contents, path: str | Path, overwrite: bool = False) -> None:
-    """Write `path` (a folder, or an uncompressed zip if it ends in .zip), whole or not at all.
+def write(contents: Contents, path: str | Path, overwrite: bool = False) -> Sizes:
+    """Write `path` (a folder, or an uncompressed zip if it ends in .zip), whole or not at all; returns its sizes.
 
     Raises `OutputError` when it exists or cannot be written.
     """
     with atomic_folder(Path(path), overwrite) as folder:
-        _Writer(folder).write(contents)
+        return _Writer(folder).write(contents)
 
 
 class _Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, dict[str, object]] = {}
+        self.files: dict[str, dict[str, Any]] = {}
+        #: SHA-256 of each program -> its file.
+        self.programs: dict[str, str] = {}
 
-    def write(self, contents: Contents) -> None:
-        units = [self._unit(contents, k) for k in range(len(contents.units))]
+    def write(self, contents: Contents) -> Sizes:
+        units = [self._unit(unit, contents.weight) for unit in contents.units]
         golden = {
             kind: {name: self._tensor(array, "golden") for name, array in getattr(contents.golden, kind).items()}
             for kind in ("inputs", "outputs", "boundaries")
         }
-        self._json("plan.json", contents.plan.to_json())
         self._json("graph.json", contents.graph.to_json())
         self._json("costs.json", dict(contents.costs))
+        plan = contents.plan.to_json()
+        # What the artifact would be without failover plans, to tell what they cost.
+        self._json("plan.json", {**plan, "failovers": [], "spares": []})
+        alone = self._size(self._manifest(contents, units, [], golden))
+        spares = [{"units": [self._unit(u, contents.weight) for u in lowered]} for lowered in contents.spares]
+        self._json("plan.json", plan)
+        manifest = self._manifest(contents, units, spares, golden)
+        (self.folder / MANIFEST).write_text(manifest, encoding="utf-8")
+        return Sizes(self._size(manifest), self._size(manifest) - alone)
+
+    def _manifest(self, contents: Contents, units: list[Any], spares: list[Any], golden: dict[str, Any]) -> str:
         manifest = {
             "schema": SCHEMA,
             "tool": {"name": "qeil_compile", "version": _version()},
@@ -47,27 +65,32 @@ class _Writer:
             "target": contents.plan.target,
             "workload": contents.workload.to_json(),
             "units": units,
+            "spares": spares,
             "golden": golden,
             "seconds": dict(contents.seconds),
             "timings": {k: dict(v) for k, v in contents.timings.items()},
             "files": dict(sorted(self.files.items())),
         }
-        text = json.dumps({**manifest, "digest": manifest_digest(manifest)}, indent=1)
-        (self.folder / MANIFEST).write_text(text, encoding="utf-8")
+        return json.dumps({**manifest, "digest": manifest_digest(manifest)}, indent=1)
 
-    def _unit(self, contents: Contents, k: int) -> dict[str, Any]:
-        unit = contents.units[k]
+    def _size(self, manifest: str) -> int:
+        return sum(int(f["size"]) for f in self.files.values()) + len(manifest.encode())
+
+    def _unit(self, unit: LoweredUnit, weight: Callable[[str], np.ndarray]) -> dict[str, Any]:
         program = unit.program
-        name = f"stages/{k:04d}.{'onnx' if program.form == 'onnx' else 'json'}"
-        self._file(name, program.payload)
+        content = digest(program.payload)
+        if content not in self.programs:
+            name = f"stages/{len(self.programs):04d}.{'onnx' if program.form == 'onnx' else 'json'}"
+            self._file(name, program.payload, content)
+            self.programs[content] = name
         return {
             "stages": list(unit.stages),
             "placements": list(unit.placements),
             "form": program.form,
-            "file": name,
+            "file": self.programs[content],
             "inputs": list(program.inputs),
             "outputs": list(program.outputs),
-            "weights": {n: self._tensor(contents.weight(key), "weights") for n, key in program.weights.items()},
+            "weights": {n: self._tensor(weight(key), "weights") for n, key in program.weights.items()},
             "affinity": dict(program.affinity),
         }
 

@@ -16,6 +16,7 @@ from qeil_compile.plan import Plan
 
 from . import arguments
 from .console import TIMING_COLUMNS, mj, ms, print_json, progress, say, table, timing_rows
+from .explain import failovers
 
 
 def command(
@@ -46,6 +47,7 @@ def command(
     ] = None,
     measure: Annotated[bool, typer.Option(help="Time the plan against every single device.")] = True,
     verify: Annotated[bool, typer.Option(help="Refuse a plan that differs from the unpartitioned model.")] = True,
+    failover: Annotated[bool, typer.Option(help="Also plan for the loss of what the plan uses.")] = True,
     fuse: Annotated[bool, typer.Option(help="Price operators that an engine fuses as one.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each engine; 0: its own choice.")] = 0,
     duration: Annotated[
@@ -65,7 +67,7 @@ def command(
     conditions = api.Conditions(duration=inf if duration is None else duration, ceiling=ceiling, ambient=ambient)
     settings = api.Settings(
         target, objective, arguments.pins(pin or []), tuple(together or ()), tuple(forbid or ()), tuple(strategy or ()),
-        seed, search_seconds, measure, fuse, conditions, verify, threads,
+        seed, search_seconds, measure, fuse, conditions, verify, threads, failover,
     )  # fmt: skip
     workload = Workload(arguments.dimensions(dim or []))
     samples = arguments.arrays(input or [], inputs)
@@ -79,16 +81,17 @@ def command(
                 model, workload=workload, inputs=samples, settings=settings, seed=seed, progress=step
             )
         step("save", 0, 1)
-        compiled.save(output, overwrite)
+        sizes = compiled.save(output, overwrite)
         step("save", 1, 1)
-    data = _report(compiled, output)
+    data = _report(compiled, output) | {"bytes": asdict(sizes)}
     if report is not None:
         arguments.write_text(report, json.dumps(data, indent=1))
     if as_json == "-":
         print_json(data)
     else:
         show(compiled)
-        say(f"wrote {output}; next: qeil verify {output}; qeil explain {output}; qeil run {output}")
+        say(f"wrote {output}: {sizes.total / 1e6:.3f} MB, of which failover plans {sizes.failover / 1e6:.3f} MB")
+        say(f"next: qeil verify {output}; qeil explain {output}; qeil run {output}")
 
 
 def _report(compiled: api.Compiled, output: Path) -> dict[str, Any]:
@@ -113,6 +116,7 @@ def show(compiled: api.Compiled) -> None:
     table(title, ("stage", "placement", "device", "operators [1]", "time [ms]", "entry [ms]", "energy [mJ]"), rows)
     say(objectives(plan))
     table("one run (measured)", TIMING_COLUMNS, timing_rows({n: asdict(t) for n, t in compiled.timings.items()}))
+    failovers(compiled.explain())
     for placement, reason in emulated.items():
         say(f"emulated: {placement} is not on this machine, another device stands in ({reason})")
     for note in plan.notes:
