@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qeil_compile.api import Settings, price, trace
 from qeil_compile.api import lower_plan as lower
-from qeil_compile.artifact.write import manifest_digest
+from qeil_compile.artifact.folder import manifest_digest
 from qeil_compile.passes.partition import assign_plan
 from qeil_compile.runtime import Compiled
 

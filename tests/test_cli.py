@@ -18,7 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 from qeil_compile import api
-from qeil_compile.artifact.write import _Writer, digest, manifest_digest
+from qeil_compile.artifact.folder import ArtifactFolder, digest, manifest_digest
 from qeil_compile.cli import main
 from tests.artifacts import tiny
 
@@ -431,12 +431,12 @@ def test_termination_while_writing_leaves_nothing(
 ) -> None:
     seen: list[set[str]] = []
 
-    def killed(self: Any, contents: Any) -> None:
+    def killed(self: Any, name: str, data: Any) -> None:
         (self.folder / "half").write_text("half of it")
         seen.append(files(tmp_path))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_Writer, "write", killed)
+    monkeypatch.setattr(ArtifactFolder, "json", killed)
     arguments = ["compile", f"{models}/tiny.onnx", "-o", f"{tmp_path}/sub/o.qeil", "--dim", "batch=2", "--no-measure"]
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--target", TARGET])

@@ -54,8 +54,8 @@ class Llama2cText:
 class CheckpointTokenizer:
     """The tokenizer of a checkpoint folder, through the `tokenizers` library. Not thread-safe.
 
-    It gives the numbers that `transformers` gives. `eos` holds the end tokens of `generation_config.json` (`config.json`
-    where that says nothing) and the tokenizer's own.
+    It gives the numbers that `transformers` gives. `eos` holds the end tokens of `generation_config.json`
+    (`config.json` where that says nothing) and the tokenizer's own.
     """
 
     def __init__(self, folder: str | PathLike[str]) -> None:

@@ -14,9 +14,10 @@ from itertools import pairwise, product
 
 import numpy as np
 
+from qeil_compile.artifact import PhaseUnits
 from qeil_compile.errors import BackendError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
-from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming, PhaseUnits
+from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming
 from qeil_compile.runtime.session import Session
 
 #: Bytes per second at which a cache is taken out of one engine and put into another, at least.

@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 
 from qeil_compile import api
+from qeil_compile.artifact import GoldenPrompt, PhaseUnits
 from qeil_compile.devices import Target
 from qeil_compile.errors import CapacityError, InputError, ModelError
-from qeil_compile.frontends.decoder import Generation, TracedDecoder, trace_decoder
+from qeil_compile.frontends.decoder import PROMPT, Generation, TracedDecoder, trace_decoder
 from qeil_compile.language.choosing import Option, choose, measure
-from qeil_compile.language.compiled import CompiledDecoder, PhaseUnits, Quality
+from qeil_compile.language.compiled import CompiledDecoder, Quality
+from qeil_compile.language.files import load_files
 from qeil_compile.language.planning import PlannedDecoder, lower_phase, plan_decoder, single_plans
 from qeil_compile.language.quality import own_text, perplexity, windows
 from qeil_compile.models.decoder import Decoder, open_decoder
 from qeil_compile.passes.choice import parse_choice
+from qeil_compile.runtime.session import Session
 
 #: Name of a form of the weights -> bits of its matrices. 16 bits are stored and computed with in 32.
 FORMS: Mapping[str, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
@@ -37,15 +40,15 @@ class DecoderSettings:
     """How to compile a decoder, beside `api.Settings`.
 
     `weights` is auto or one of `FORMS`; auto takes what is fastest among the forms whose perplexity is at most
-    `perplexity_budget` (a share) above that of the weights as they are. `text` are tokens to measure perplexity on;
-    without it the model writes some itself. `seed` fills in random weights where there are none, to time a shape.
+    `perplexity_budget` (a share) above that of the weights as they are. `text` are tokens, or a text file, to measure
+    perplexity on; without it the model writes some itself. `seed` fills in random weights where there are none, to time
+    a shape.
     """
 
     weights: str = "fp32"
     perplexity_budget: float = 0.02
-    text: Sequence[int] = ()
+    text: Sequence[int] | Path = ()
     seed: int | None = None
-    begin: int = 0
 
     def __post_init__(self) -> None:
         if self.weights != "auto" and self.weights not in FORMS:
@@ -113,8 +116,26 @@ class _Compiler:
             compiled = self._fastest(compiled, options)
         elif len(forms) > 1:
             compiled = self._cheapest(compiled, options, planned)
+        compiled.golden = self._timed("golden", lambda: self._golden(compiled, traced, planned))
+        if self.settings.verify:
+            self._timed("verify", compiled.verify)
         compiled.notes, compiled.seconds = tuple(self.notes), self.seconds
         return compiled
+
+    def _golden(
+        self, compiled: CompiledDecoder, traced: Mapping[int, TracedDecoder], planned: Mapping[int, PlannedDecoder]
+    ) -> GoldenPrompt:
+        """What one placement alone answers to a prompt, in the form of the prompt's weights."""
+        bits = compiled.phases[PROMPT].bits
+        singles = single_plans(planned[bits].front, "latency") or {"": planned[bits].plans}
+        # Not the engine that is checked, where there is another one.
+        used = set(compiled.placements)
+        plan = next((p for n, p in singles.items() if n not in used), next(iter(singles.values())))[PROMPT]
+        units = PhaseUnits(plan, lower_phase(traced[bits], plan), bits)
+        alone = replace(compiled, phases=dict.fromkeys(compiled.phases, units))
+        length = min(32, compiled.config.context, self.workload.prompt)
+        tokens = np.random.default_rng(0).integers(0, compiled.config.vocab, length)
+        return GoldenPrompt(tokens, np.array(alone.start().prefill([tokens.tolist()])[0]))
 
     def _timed(self, name: str, call: Callable[[], Any]) -> Any:
         before = time.perf_counter()
@@ -168,6 +189,7 @@ class _Compiler:
             traced[32] = trace_decoder(self.decoder, self.workload, "float32", None)
         found: list[Quality] = []
         texts: list[list[int]] = []
+        name = ""
         forms = [32, *(b for b in traced if b != 32)]
         single = next(iter(single_plans(planned.get(32, plan).front, "latency").values()), plan.plans)
         for k, bits in enumerate(forms):
@@ -175,13 +197,27 @@ class _Compiler:
             phases = {n: PhaseUnits(p, lower_phase(traced[bits], p), bits) for n, p in single.items()}
             session = replace(compiled, phases=phases).start()
             if not texts:
-                given = self.how.text
-                texts = windows(given, session.context, _TEXT_TOKENS) if given else own_text(session, self.how.begin)
-            name = "given text" if self.how.text else "text that the model wrote"
+                texts, name = self._texts(compiled, session)
             value, tokens = perplexity(session, texts)
             found.append(Quality(bits, value, tokens, name))
         self.progress("perplexity", len(forms), len(forms))
         return found
+
+    def _texts(self, compiled: CompiledDecoder, session: Session) -> tuple[list[list[int]], str]:
+        """Texts to measure perplexity on, as tokens, and what they are."""
+        given, tokenizer = self.how.text, load_files(compiled.files)
+        if isinstance(given, Path):
+            if tokenizer is None:
+                raise InputError(f"text {given}: model {compiled.name} has no tokenizer to read it with; give tokens")
+            try:
+                text = given.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"text {given}: cannot be read as UTF-8 text ({error})") from error
+            return windows(tokenizer.encode(text[: 8 * _TEXT_TOKENS]), session.context, _TEXT_TOKENS), given.name
+        if given:
+            return windows(given, session.context, _TEXT_TOKENS), "given tokens"
+        begin = tokenizer.bos if tokenizer is not None and tokenizer.bos is not None else 0
+        return own_text(session, begin), "text that the model wrote"
 
     def _allowed(self, options: list[Option], quality: Sequence[Quality]) -> list[Option]:
         """Options whose form keeps to the budget; a form that was asked for by name is taken whatever it costs."""

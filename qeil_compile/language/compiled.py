@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from qeil_compile.artifact import DecoderContents, GoldenPrompt, PhaseUnits, Sizes, read_decoder, write_decoder
 from qeil_compile.backends import backend, found_devices
 from qeil_compile.backends.base import DecoderStage
-from qeil_compile.errors import BackendError, QeilError
+from qeil_compile.errors import ArtifactError, BackendError, QeilError, VerificationError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.models.decoder import DecoderConfig
 from qeil_compile.passes.lower import LoweredUnit
-from qeil_compile.plan import Plan
 from qeil_compile.runtime.resolve import Resolved, resolve
 from qeil_compile.runtime.session import Session
 
+#: Differences of logits, as a share of their spread, that rounding explains. With packed weights engines round
+#: activations to 8 bits as well.
+_ROUNDING, _ROUNDING_PACKED = 1e-3, 0.1
 #: Array of a weight, by the bits of the model's matrices and its name.
 WeightOf = Callable[[int, str], np.ndarray]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class PhaseUnits:
-    """One phase: its plan, its units in order, and the bits of their matrices. `states` maps inputs to outputs."""
-
-    plan: Plan
-    units: Sequence[LoweredUnit]
-    bits: int
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,7 @@ class CompiledDecoder:
     timings: Sequence[PhaseTiming] = ()
     notes: Sequence[str] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    golden: GoldenPrompt | None = None
     threads: int = 0
 
     @property
@@ -93,6 +89,46 @@ class CompiledDecoder:
         """Bytes of the weights that the phases need, each once."""
         names = {(p.bits, key) for p in self.phases.values() for u in p.units for key in u.program.weights.values()}
         return sum(self.weight(bits, key).nbytes for bits, key in sorted(names))
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Sizes:
+        """Write the artifact, whole or not at all. Raises `OutputError` when it exists or cannot be written."""
+        engines = {r.engine: backend(r.engine).version() for r in self.resolved().values()}
+        contents = DecoderContents(
+            self.name, self.config, self.workload, self.phases, self.states, self.weight, self.files, self.golden,
+            engines, [asdict(q) for q in self.quality], [asdict(t) for t in self.timings], self.notes, self.seconds,
+        )  # fmt: skip
+        return write_decoder(contents, path, overwrite)
+
+    @staticmethod
+    def load(path: str | Path) -> CompiledDecoder:
+        """Read a verified artifact. Raises `ArtifactError`."""
+        c = read_decoder(path)
+        try:
+            quality, timings = [Quality(**q) for q in c.quality], [PhaseTiming(**t) for t in c.timings]
+        except TypeError as error:
+            raise ArtifactError(f"{path}: malformed quality or timings ({error}); compile the model again") from error
+        return CompiledDecoder(
+            c.name, c.config, c.workload, c.phases, c.states, c.weight, c.files, quality, timings, c.notes,
+            dict(c.seconds), c.golden,
+        )  # fmt: skip
+
+    def verify(self, session: Session | None = None) -> float:
+        """Largest difference of logits from the unpartitioned decoder's, as a share of their spread.
+
+        Raises `VerificationError` where it is above what rounding explains, or where there is nothing to compare with.
+        """
+        if self.golden is None:
+            raise VerificationError(f"model {self.name}: no golden prompt to compare with; compile it again")
+        found = (session or self.start()).prefill([self.golden.tokens.tolist()])[0]
+        spread = float(self.golden.logits.max() - self.golden.logits.min()) or 1.0
+        off = float(np.abs(found - self.golden.logits).max()) / spread
+        limit = _ROUNDING if self.phases[PROMPT].bits > 8 else _ROUNDING_PACKED
+        if not off <= limit:
+            raise VerificationError(
+                f"model {self.name}: logits differ from the unpartitioned model's by {off:.2%} of their spread, "
+                f"expected at most {limit:.2%}"
+            )
+        return off
 
     def start(self, progress: Progress = lambda done, total: None) -> Session:
         """Compile the units on their engines. Raises `BackendError` naming the stage."""

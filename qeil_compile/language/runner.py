@@ -8,16 +8,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from qeil_compile.errors import InputError
-from qeil_compile.generation import Completion, Event, Sampling, Tokenizer, generate, load_tokenizer, stream
+from qeil_compile.generation import Completion, Event, Sampling, Tokenizer, generate, stream
 from qeil_compile.language.compiled import CompiledDecoder
+from qeil_compile.language.files import load_files
 from qeil_compile.runtime.session import Session
 
 #: Text, token numbers, or messages of a conversation with `role` and `content`.
@@ -30,7 +29,6 @@ class Runner:
     def __init__(self, compiled: CompiledDecoder) -> None:
         self.compiled = compiled
         self._lock = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @cached_property
     def session(self) -> Session:
@@ -45,17 +43,7 @@ class Runner:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The checkpoint's tokenizer; None where it has none: prompts are token numbers then. Raises `ModelError`."""
-        files = self.compiled.files
-        if not any(n == "tokenizer.json" or n.endswith(".bin") for n in files):
-            return None
-        # Tokenizers read files, and an artifact may be a zip: the folder lives as long as the runner.
-        self._folder = tempfile.TemporaryDirectory(prefix="qeil-tokenizer-")
-        folder = Path(self._folder.name)
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        binary = next((folder / n for n in files if n.endswith(".bin")), folder)
-        found: Tokenizer = load_tokenizer(binary)
-        return found
+        return load_files(self.compiled.files)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None, *,
@@ -85,11 +73,11 @@ class Runner:
     def _encode(self, prompts: Prompt | Sequence[Prompt]) -> list[str | Sequence[int]]:
         """One prompt or several; conversations in the model's own form."""
         many = prompts if _is_many(prompts) else [prompts]
-        return [self._chat(p) if _is_chat(p) else p for p in many]  # type: ignore[misc, union-attr]
+        return [self._chat(p) if _is_chat(p) else p for p in many]  # type: ignore[misc]
 
     def _chat(self, messages: Any) -> list[int]:
         if self.tokenizer is None:
-            raise InputError(f"model {self.compiled.name} has no tokenizer: a conversation needs one; give token numbers")
+            raise InputError(f"model {self.compiled.name} has no tokenizer, which a conversation needs; give tokens")
         return self.tokenizer.chat(messages)
 
 
