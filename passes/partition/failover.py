@@ -72,7 +72,7 @@ def with_failovers(front: Front, plan: Plan, settings: PartitionSettings | None 
     def again(limits: PartitionSettings) -> _Spare:
         found = replace(partition(costs, limits, front.candidates, near), unit=front.reference)
         point, notes = _choose(found, plan.objective)
-        alone = replace(found, candidates=(point,), notes=()).plan(point, plan.objective)
+        alone = replace(found, candidates=(point,), notes=()).plan(point, plan.objective, ranges=False)
         return _Spare((point.assignment,), (replace(alone, pins=dict(limits.pins)),), notes)
 
     failovers, spares = _solve([costs], [near], settings or PartitionSettings(), again)
@@ -92,7 +92,7 @@ def phase_failovers(
         joint = partition_phases(front.phases, limits, front.candidates, point.assignments)
         found = replace(joint, unit=front.reference)
         best, notes = _choose(found, objective)
-        plans = found.plans(best, objective).values()
+        plans = found.plans(best, objective, ranges=False).values()
         return _Spare(best.assignments, tuple(replace(p, pins=dict(limits.pins)) for p in plans), notes)
 
     failovers, spares = _solve(costs, point.assignments, settings or PartitionSettings(), again)
