@@ -132,12 +132,25 @@ def _solve(
         if isinstance(spare, str):
             entries.append(Failover(loss.names, loss.lost, None, spare))
             continue
-        same = next((k for k, s in enumerate(spares) if s.places == spare.places and s.plans == spare.plans), None)
-        if same is None:
-            same = len(spares)
-            spares.append(spare)
+        same = next((k for k, s in enumerate(spares) if _key(s) == _key(spare)), len(spares))
+        spares[same : same + 1] = [_joined(spares[same], spare) if same < len(spares) else spare]
         entries.append(Failover(loss.names, loss.lost, same, notes=spare.notes))
     return tuple(entries), spares
+
+
+def _key(spare: _Spare) -> tuple[object, ...]:
+    return spare.places, [p.pins for p in spare.plans]
+
+
+def _joined(one: _Spare, other: _Spare) -> _Spare:
+    """The same plan for two losses, with a gap and bounds that hold for both."""
+
+    def weaker(a: Plan, b: Plan) -> Plan:
+        gap = None if a.gap is None or b.gap is None else max(a.gap, b.gap)
+        bounds = {n: min(v, b.lower_bounds[n]) for n, v in a.lower_bounds.items() if n in b.lower_bounds}
+        return replace(a, gap=gap, lower_bounds=bounds)
+
+    return replace(one, plans=tuple(weaker(a, b) for a, b in zip(one.plans, other.plans, strict=True)))
 
 
 def _spare(costs: Sequence[CostTable], settings: PartitionSettings, loss: Loss, again: _Again) -> _Spare | str:
