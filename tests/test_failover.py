@@ -131,10 +131,23 @@ def test_spares_of_a_real_graph_are_as_good_as_a_search_of_their_own(objective: 
 
 
 def test_equal_spares_are_stored_once() -> None:
-    plan = planned(chain(three(b=1.0)), pins={"op0": "torch:cpu", "op5": "openvino:GPU"})
-    assert len({json.dumps(s.to_json()["stages"]) + str(s.pins) for s in plan.spares}) == len(plan.spares)
-    assert {f.spare for f in plan.failovers if f.spare is not None} == set(range(len(plan.spares)))
-    assert len(plan.spares) < len(plan.failovers)
+    """Two devices with half of the operators each, and a slow road to the third: all goes there, whichever is lost."""
+    target = three()
+    slow = tuple(replace(k, bandwidth=value(2e4, "B/s")) if k.a == "a" else k for k in target.links)
+    costs = chain(replace(target, links=slow))
+    places = [p.spec for p in costs.placements]
+    costs.supported[:3, places.index("openvino:GPU")] = costs.supported[3:, places.index("openvino:NPU")] = False
+    costs.supported[:, places.index("onnxruntime:CUDA")] = False
+    plan = planned(costs)
+    assert placements(plan) == {"openvino:NPU", "openvino:GPU"}
+    assert {f.names: f.spare for f in plan.failovers} == {
+        ("openvino:NPU", "b"): 0, ("openvino:GPU",): 0, ("c",): 0, ("openvino",): 0
+    }  # fmt: skip
+    (spare,) = plan.spares
+    assert placements(spare) == {"torch:cpu"} and spare.gap == pytest.approx(0, abs=1e-9)
+    for lost in ("b", "c"):
+        alone = partition(costs, PartitionSettings(forbidden=(lost,)))
+        assert spare.lower_bounds["latency"] <= alone.lower_bounds["latency"] * (1 + 1e-12)
 
 
 def test_a_pin_to_what_is_lost_is_dropped_and_told() -> None:

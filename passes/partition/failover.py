@@ -72,7 +72,7 @@ def with_failovers(front: Front, plan: Plan, settings: PartitionSettings | None 
     def again(limits: PartitionSettings) -> _Spare:
         found = replace(partition(costs, limits, front.candidates, near), unit=front.reference)
         point, notes = _choose(found, plan.objective)
-        alone = replace(found, candidates=(point,), notes=()).plan(point, plan.objective)
+        alone = replace(found, candidates=(point,), notes=()).plan(point, plan.objective, ranges=False)
         return _Spare((point.assignment,), (replace(alone, pins=dict(limits.pins)),), notes)
 
     failovers, spares = _solve([costs], [near], settings or PartitionSettings(), again)
@@ -92,7 +92,7 @@ def phase_failovers(
         joint = partition_phases(front.phases, limits, front.candidates, point.assignments)
         found = replace(joint, unit=front.reference)
         best, notes = _choose(found, objective)
-        plans = found.plans(best, objective).values()
+        plans = found.plans(best, objective, ranges=False).values()
         return _Spare(best.assignments, tuple(replace(p, pins=dict(limits.pins)) for p in plans), notes)
 
     failovers, spares = _solve(costs, point.assignments, settings or PartitionSettings(), again)
@@ -132,12 +132,25 @@ def _solve(
         if isinstance(spare, str):
             entries.append(Failover(loss.names, loss.lost, None, spare))
             continue
-        same = next((k for k, s in enumerate(spares) if s.places == spare.places and s.plans == spare.plans), None)
-        if same is None:
-            same = len(spares)
-            spares.append(spare)
+        same = next((k for k, s in enumerate(spares) if _key(s) == _key(spare)), len(spares))
+        spares[same : same + 1] = [_joined(spares[same], spare) if same < len(spares) else spare]
         entries.append(Failover(loss.names, loss.lost, same, notes=spare.notes))
     return tuple(entries), spares
+
+
+def _key(spare: _Spare) -> tuple[object, ...]:
+    return spare.places, [p.pins for p in spare.plans]
+
+
+def _joined(one: _Spare, other: _Spare) -> _Spare:
+    """The same plan for two losses, with a gap and bounds that hold for both."""
+
+    def weaker(a: Plan, b: Plan) -> Plan:
+        gap = None if a.gap is None or b.gap is None else max(a.gap, b.gap)
+        bounds = {n: min(v, b.lower_bounds[n]) for n, v in a.lower_bounds.items() if n in b.lower_bounds}
+        return replace(a, gap=gap, lower_bounds=bounds)
+
+    return replace(one, plans=tuple(weaker(a, b) for a, b in zip(one.plans, other.plans, strict=True)))
 
 
 def _spare(costs: Sequence[CostTable], settings: PartitionSettings, loss: Loss, again: _Again) -> _Spare | str:

@@ -116,8 +116,11 @@ class Front:
             ],
         }  # fmt: skip
 
-    def plan(self, candidate: Candidate, objective: str) -> Plan:
-        """The candidate as a plan; the others as its alternatives."""
+    def plan(self, candidate: Candidate, objective: str, ranges: bool = True) -> Plan:
+        """The candidate as a plan; the others as its alternatives.
+
+        `ranges` prices all again over the ranges of energy coefficients, which may take longer than the search.
+        """
         points = self.points
         alternatives = tuple(
             Alternative(
@@ -131,7 +134,7 @@ class Front:
             candidate.schedule.stages, candidate.schedule.transfers, _units(self.costs, candidate.sequence),
             candidate.objectives, self.lower_bounds, alternatives,
             (*self.notes, *worst_case_notes(self.costs, candidate.schedule)), devices=candidate.schedule.devices,
-            sensitivity=sensitivity(self, candidate, objective), gap=self.gap(candidate, objective),
+            sensitivity=sensitivity(self, candidate, objective) if ranges else (), gap=self.gap(candidate, objective),
         )  # fmt: skip
 
     def difference(self, a: Candidate, b: Candidate) -> str:

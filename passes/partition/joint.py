@@ -100,12 +100,15 @@ class JointFront:
             ],
         }  # fmt: skip
 
-    def plans(self, point: JointPoint, objective: str) -> dict[str, Plan]:
-        """An executable plan per phase, by its name; its objective values are those of one run of the phase."""
+    def plans(self, point: JointPoint, objective: str, ranges: bool = True) -> dict[str, Plan]:
+        """An executable plan per phase, by its name; its objective values are those of one run of the phase.
+
+        `ranges` as in `Front.plan`.
+        """
         found = {}
         for phase, assignment in zip(self.phases, point.assignments, strict=True):
             candidate: Candidate = evaluate(phase.costs, assignment, point.strategy)
-            found[phase.name] = Front(phase.costs, (candidate,), {}).plan(candidate, objective)
+            found[phase.name] = Front(phase.costs, (candidate,), {}).plan(candidate, objective, ranges)
         return found
 
 
