@@ -19,7 +19,6 @@ from qeil_compile.models.decoder.config import DecoderConfig, Rope, decoder_conf
 from qeil_compile.models.decoder.families import FAMILIES
 from qeil_compile.models.decoder.graph import DecoderGraph, decoder_graph
 from qeil_compile.models.decoder.weights import Assembler, Tensors, random_array
-from qeil_compile.models.llama2c import load_llama2c
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -177,6 +176,9 @@ def _numpy(tensor: Any) -> np.ndarray:
 
 
 def _from_llama2c(path: Path) -> Decoder:
+    # Its reader is a torch module; an artifact is loaded without torch.
+    from qeil_compile.models.llama2c import load_llama2c
+
     model = load_llama2c(path)
     c = model.config
     config = DecoderConfig(
