@@ -13,6 +13,10 @@ class ModelError(QeilError):
     """The model cannot be read or traced (not a model, truncated, mutates its buffers, ...)."""
 
 
+class UnknownFamilyError(ModelError):
+    """A language model of a family, or with a part, that has no form of its own here."""
+
+
 class UnboundDimensionError(ModelError):
     """A tensor has a dynamic dimension that the workload does not bind."""
 

@@ -75,4 +75,4 @@ def session(graph: DecoderGraph, weights: dict[str, np.ndarray], engine: str) ->
     """The whole model on one engine."""
     compile_decoder = backend(engine).compile_decoder  # type: ignore[attr-defined]
     unit = compile_decoder(program(graph), graph.states, weights, "cpu" if engine == "torch" else "CPU", True, 1)
-    return Session([unit], {1: [unit]}, graph.config.vocab, graph.config.context)
+    return Session([unit], {1: [unit]}, graph.facts.vocab, graph.facts.context)

@@ -293,3 +293,71 @@ def test_rope_of_llama_3_stretches_only_long_waves() -> None:
     plain, _ = Rope(500000.0).tables(64, 128)
     np.testing.assert_allclose(cos[:, 0], plain[:, 0], atol=1e-6)
     np.testing.assert_allclose(cos[8 * 7, -1], plain[7, -1], atol=1e-6)
+
+
+# ---- models that come as ONNX, and families without a form of their own
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, Path]:
+    """A family without a form here (partial rotation), as an exporter writes it."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from qeil_compile.frontends.export_decoder import export_file
+
+    torch.manual_seed(0)
+    config = transformers.StableLmConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCAB, max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 0.0, 0.1 if p.dim() > 1 else 0.3)
+    path = tmp_path_factory.mktemp("exported") / "stablelm.onnx"
+    assert export_file(model, path) == 64
+    return model, path
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_exported_decoder_on_an_engine(exported: tuple[object, Path], engine: str) -> None:
+    model, path = exported
+    found = open_decoder(path)
+    rows = Rows(model, session(found.whole, dict(found.arrays), engine), PROMPTS)  # type: ignore[union-attr]
+    rows.step(0)
+    rows.select([0, 0, 2, 1])
+    rows.step(1)
+    rows.select([1, 3])
+    rows.step(2)
+
+
+def test_an_exported_decoder_is_compiled_and_saved(exported: tuple[object, Path], tmp_path: Path) -> None:
+    from qeil_compile.api import Settings
+    from qeil_compile.language import Generation, Runner, compile_decoder, load_decoder
+
+    model, path = exported
+    assert is_decoder(path) and not is_decoder(Path("tests/data/models/magika/standard_v3_3.onnx"))
+    settings = Settings(target="onnxruntime:CPU,openvino:CPU", measure=False, threads=1)
+    compiled = compile_decoder(path, Generation(prompt=8, tokens=8, samples=2), settings)
+    compiled.save(tmp_path / "m.qeil")
+    tokens = load_decoder(tmp_path / "m.qeil").generate([[5, 6, 7]], temperature=0.0, max_tokens=6)[0][0].tokens
+    expected = [5, 6, 7]
+    for _ in range(6):
+        expected.append(int(last_logits(model, expected).argmax()))
+    assert tokens == expected[3:]
+    # The model object itself takes the same road.
+    other = Runner(compile_decoder(model, Generation(prompt=8, tokens=8), settings))
+    assert other.generate([[5, 6, 7]], temperature=0.0, max_tokens=6)[0][0].tokens == tokens
+    with pytest.raises(InputError, match="its weights stay as they are"):
+        from qeil_compile.language import DecoderSettings
+
+        compile_decoder(path, Generation(8, 8), settings, DecoderSettings("int8"))
+
+
+def test_what_stops_an_export_is_named() -> None:
+    transformers = pytest.importorskip("transformers")
+    from qeil_compile.language import open_language_model
+
+    config = transformers.MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=VOCAB, state_size=4)
+    with pytest.raises(ModelError, match="mamba"):
+        open_language_model(transformers.AutoModelForCausalLM.from_config(config))

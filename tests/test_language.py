@@ -24,7 +24,7 @@ from qeil_compile.language import (
     Runner,
     compile_decoder,
     load_decoder,
-    open_decoder,
+    open_language_model,
     plan_decoder,
     trace_decoder,
 )
@@ -231,7 +231,7 @@ def test_text_files_measure_perplexity(checkpoint: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_are_planned_without_weights(name: str) -> None:
-    traced = trace_decoder(open_decoder(name), Generation(512, 128, 8), "bfloat16")
+    traced = trace_decoder(open_language_model(name), Generation(512, 128, 8), "bfloat16")
     planned = plan_decoder(traced, find_target("intel-285hx-rtx-pro-5000"), Settings(objective="energy"))
     assert list(planned.plans) == ["prefill", "decode at 8"]
     singles = [c.objectives.energy for c in planned.front.candidates if c.strategy.startswith("single ")]
@@ -245,7 +245,7 @@ def test_four_bits_take_a_quarter_of_the_memory() -> None:
     target = find_target("intel-285hx-rtx-pro-5000")
     held = {}
     for bits in (None, 4):
-        traced = trace_decoder(open_decoder("llama-3.1-8b"), Generation(64, 64), "bfloat16", bits)
+        traced = trace_decoder(open_language_model("llama-3.1-8b"), Generation(64, 64), "bfloat16", bits)
         planned = plan_decoder(traced, target, Settings())
         held[bits] = sum(d.weight_bytes for d in planned.plans["decode at 1"].devices)
     assert 0.28 < held[4] / held[None] < 0.42  # the embedding stays as it is
@@ -264,7 +264,7 @@ def test_four_bits_take_a_quarter_of_the_memory() -> None:
         (lambda: compile_decoder(STORIES, Generation(500, 500)), InputError, "context of 512"),
         (lambda: compile_decoder(STORIES, JOB, settings(target="onnxruntime:CPU")), TargetError, "multiple of 16"),
         (lambda: compile_decoder("nowhere/config.json"), ModelError, "cannot be read as JSON"),
-        (lambda: open_decoder(3), InputError, "3 is no decoder"),
+        (lambda: open_language_model(3), InputError, "3 is no decoder"),
     ],
 )
 def test_refused(call: Any, error: type[Exception], message: str) -> None:

@@ -92,11 +92,11 @@ class OnnxRuntimeBackend:
         threads: int = 0,
     ) -> DecoderStage:
         """Compile a stage of a decoder, its states in buffers bound to the session."""
-        from qeil_compile.backends.onnxruntime.decoder import OrtDecoderStage
+        from qeil_compile.backends.onnxruntime.decoder import decoder_stage
 
         weights = {name: np.ascontiguousarray(a) for name, a in weights.items()}
         session = _session(program, weights, device, _settings(device, exclusive, threads))
-        return OrtDecoderStage(session, states, weights)
+        return decoder_stage(session, program.payload, states, weights)
 
 
 def _settings(device: str, exclusive: bool, threads: int) -> Any:

@@ -1,7 +1,8 @@
 """Decoder stages on ONNX Runtime: states in buffers that are input and output at once.
 
 GroupQueryAttention writes new keys and values into the buffer that it reads, so nothing is copied while the buffer has
-room. States of convolutions are small; two buffers change places.
+room. States of convolutions are small; two buffers change places. Models that append by themselves (as exporters write
+them) hand out new tensors, which are read next.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from qeil_compile.errors import BackendError
 
 #: Places of a cache that are added at once when it is full.
 _GROWTH = 128
+_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype("f4"), "tensor(float16)": np.dtype("f2")}
 
 
 class OrtDecoderStage:
@@ -33,7 +36,7 @@ class OrtDecoderStage:
         self._outputs = [o.name for o in session.get_outputs() if o.name not in written]
         self._shapes = {n: [d if isinstance(d, int) else -1 for d in shapes[n]] for n in self.states}
         types = {i.name: i.type for i in session.get_inputs()}
-        self._dtypes = {n: np.dtype({"tensor(float)": "f4", "tensor(float16)": "f2"}[types[n]]) for n in self.states}
+        self._dtypes = {n: _DTYPES[types[n]] for n in self.states}
         self._buffers: dict[str, np.ndarray] = {}
         self._values: dict[str, Any] = {}
         self._total = self._capacity = 0
@@ -121,3 +124,58 @@ class OrtDecoderStage:
         self._binding.bind_ortvalue_input(name, self._values[name])
         self._binding.bind_ortvalue_output(present, self._values[present])
         self._buffers[name] = self._values[name].numpy()
+
+
+class OrtAppendingStage:
+    """One session that hands out grown states, which it reads in the next pass."""
+
+    compact = False
+
+    def __init__(self, session: Any, states: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> None:
+        self._session, self._weights = session, weights
+        inputs = {i.name: i for i in session.get_inputs()}
+        self.states: Sequence[str] = [n for n in inputs if n in states]
+        self._given = [n for n in inputs if n not in states]
+        self._empty: dict[str, tuple[list[int], np.dtype[Any]]] = {
+            n: ([d if isinstance(d, int) else 0 for d in inputs[n].shape[1:]], _DTYPES[inputs[n].type])
+            for n in self.states
+        }
+        self._past = {states[n]: n for n in self.states}
+        self._outputs = [o.name for o in session.get_outputs()]
+        self._values: dict[str, Any] = {}
+        self.reset(1)
+
+    def reset(self, rows: int) -> None:
+        self.load({n: np.zeros([rows, *shape], dtype) for n, (shape, dtype) in self._empty.items()})
+
+    def select(self, rows: np.ndarray) -> None:
+        self.load({n: v.numpy()[rows] for n, v in self._values.items()})
+
+    def export(self) -> dict[str, np.ndarray]:
+        return {n: np.array(v.numpy()) for n, v in self._values.items()}
+
+    def load(self, states: Mapping[str, np.ndarray]) -> None:
+        found = {n: np.ascontiguousarray(states[n]) for n in self.states}
+        self._values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in found.items()}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feed = {n: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feeds[n])) for n in self._given}
+        try:
+            values = self._session.run_with_ort_values(self._outputs, feed | self._values)
+        except Exception as error:  # ONNX Runtime raises a family of types without a common base
+            raise BackendError(f"onnxruntime: {' '.join(str(error).split())[:300]}") from error
+        found = dict(zip(self._outputs, values, strict=True))
+        self._values = {past: found.pop(present) for present, past in self._past.items()}
+        return {n: v.numpy() for n, v in found.items()}
+
+
+def decoder_stage(
+    session: Any, payload: bytes, states: Mapping[str, str], weights: Mapping[str, np.ndarray]
+) -> OrtDecoderStage | OrtAppendingStage:
+    """The kind of stage that a model's operators call for."""
+    nodes = onnx.load_model_from_string(payload).graph.node
+    attends = [n for n in nodes if n.op_type == "GroupQueryAttention" and set(n.input) & states.keys()]
+    keys = {n for n in states if any(n in node.input for node in attends)}
+    # States that an operator of attention does not own, keep their length or grow by themselves.
+    grows = any(len(i.shape) == 4 and i.name in states and i.name not in keys for i in session.get_inputs())
+    return (OrtAppendingStage if grows else OrtDecoderStage)(session, states, weights)

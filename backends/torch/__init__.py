@@ -89,7 +89,9 @@ class TorchBackend:
             for i in graph.input
         }
         run = _compile(program, weights, where)
-        return TorchDecoderStage(run, shapes, [o.name for o in graph.output], states, where)
+        # Its operator of attention puts tokens behind a row's own; models that append put them behind all rows.
+        compact = any(n.op_type == "GroupQueryAttention" for n in graph.node) or not states
+        return TorchDecoderStage(run, shapes, [o.name for o in graph.output], states, where, compact)
 
 
 def _device(name: str, threads: int) -> torch.device:

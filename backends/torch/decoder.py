@@ -16,12 +16,12 @@ Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 class TorchDecoderStage:
     """A program with its states."""
 
-    compact = True
 
     def __init__(
         self, run: Run, inputs: Mapping[str, Sequence[int | None]], outputs: Sequence[str], pairs: Mapping[str, str],
-        device: torch.device,
-    ) -> None:
+        device: torch.device, compact: bool,
+    ) -> None:  # fmt: skip
+        self.compact = compact
         self._run, self._inputs, self._outputs, self._device = run, inputs, list(outputs), device
         self._past = {present: past for past, present in pairs.items()}
         self.states: Sequence[str] = [n for n in inputs if n in pairs]

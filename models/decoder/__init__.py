@@ -1,7 +1,8 @@
 """Decoders of language models: configurations, checkpoints, one ONNX model for prompt and steps."""
 
 from qeil_compile.models.decoder.checkpoint import Decoder, is_decoder, open_decoder
-from qeil_compile.models.decoder.config import FAMILIES_READ, DecoderConfig, Rope, decoder_config
+from qeil_compile.models.decoder.config import FAMILIES_READ, DecoderConfig, DecoderFacts, Rope, decoder_config
+from qeil_compile.models.decoder.exported import ExportedDecoder
 from qeil_compile.models.decoder.families import FAMILIES
 from qeil_compile.models.decoder.graph import BLOCK, DecoderGraph, bind, decoder_graph
 from qeil_compile.models.decoder.weights import pack, unpack
@@ -12,7 +13,9 @@ __all__ = [
     "FAMILIES_READ",
     "Decoder",
     "DecoderConfig",
+    "DecoderFacts",
     "DecoderGraph",
+    "ExportedDecoder",
     "Rope",
     "bind",
     "decoder_config",

@@ -16,6 +16,7 @@ import numpy as np
 
 from qeil_compile.errors import InputError, ModelError
 from qeil_compile.models.decoder.config import DecoderConfig, Rope, decoder_config
+from qeil_compile.models.decoder.exported import ExportedDecoder, is_exported, open_exported
 from qeil_compile.models.decoder.families import FAMILIES
 from qeil_compile.models.decoder.graph import DecoderGraph, decoder_graph
 from qeil_compile.models.decoder.weights import Assembler, Tensors, random_array
@@ -25,6 +26,10 @@ SINGLE = "model.safetensors"
 #: Files of a folder that generation reads; they travel with an artifact.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
                    "chat_template.jinja")  # fmt: skip
+
+
+#: Most tokens of a row where an ONNX file has no configuration beside it.
+_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,16 @@ class Decoder:
 def is_decoder(source: str | Path) -> bool:
     """Whether a name or path looks like something that `open_decoder` reads."""
     path = Path(source)
-    return str(source) in FAMILIES or path.suffix == ".bin" or path.name == "config.json" or (
-        path.is_dir() and (path / "config.json").is_file()
-    )
+    return (
+        str(source) in FAMILIES or path.suffix == ".bin" or path.name == "config.json" or is_exported(path)
+        or (path.is_dir() and (path / "config.json").is_file())
+    )  # fmt: skip
 
 
-def open_decoder(source: str | Path | Mapping[str, Any] | Any, name: str = "") -> Decoder:
-    """Open a checkpoint folder, a `config.json`, a llama2.c version-0 file, a `transformers` model, or, for planning
-    and timing only, the name of one of `FAMILIES` or a `transformers` configuration.
+def open_decoder(source: str | Path | Mapping[str, Any] | Any, name: str = "") -> Decoder | ExportedDecoder:
+    """Open a checkpoint folder, a `config.json`, a llama2.c version-0 file, an ONNX decoder with cache inputs (with a
+    `config.json` and a tokenizer beside it, if any), a `transformers` model, or, for planning and timing only, the name
+    of one of `FAMILIES` or a `transformers` configuration.
 
     Raises `ModelError`, `InputError`.
     """
@@ -85,14 +92,24 @@ def open_decoder(source: str | Path | Mapping[str, Any] | Any, name: str = "") -
     return Decoder(name or found.family, found, tensors)
 
 
-def _from_path(path: Path) -> Decoder:
+def _from_path(path: Path) -> Decoder | ExportedDecoder:
     if path.suffix == ".bin":
         return _from_llama2c(path)
+    if path.suffix == ".onnx":
+        beside = path.parent / "config.json"
+        data = _json(beside) if beside.is_file() else {}
+        context = data.get("max_position_embeddings") or data.get("n_positions") or _CONTEXT
+        return open_exported(path, int(context), tokenizer_files(path.parent))
     folder = path.parent if path.name == "config.json" else path
     config = decoder_config(_json(folder / "config.json"), str(folder / "config.json"))
-    files = {n: folder / n for n in TOKENIZER_FILES if (folder / n).is_file()}
+    files = tokenizer_files(folder)
     shards = _shards(folder)
     return Decoder(folder.resolve().name, config, _SafeTensors(shards) if shards else None, files)
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Files of a checkpoint folder that a tokenizer reads, by name."""
+    return {n: folder / n for n in TOKENIZER_FILES if (folder / n).is_file()}
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qeil_compile.errors import ModelError
+from qeil_compile.errors import ModelError, UnknownFamilyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,23 @@ class Rope:
             rates = rates * (smooth + (1 - smooth) / self.factor)
         angles = np.outer(np.arange(context, dtype=np.float64), rates)
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderFacts:
+    """What running a decoder needs to know of it: width of its logits, most tokens of a row, numbers that a token of a
+    row adds to the cache, and the weights of which a step reads single rows."""
+
+    family: str
+    vocab: int
+    context: int
+    cache_per_token: int
+    tables: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "context"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ModelError(f"decoder {self.family}: {name} is {getattr(self, name)!r}, expected a number from 1")
 
 
 @dataclass(frozen=True)
@@ -101,9 +118,9 @@ def decoder_config(data: Mapping[str, Any], source: str = "config.json") -> Deco
     kind = data.get("model_type")
     reader = _READERS.get(str(kind))
     if reader is None:
-        raise ModelError(
+        raise UnknownFamilyError(
             f"{source}: found model_type {kind!r}, expected one of {', '.join(sorted(_READERS))}; export the model to "
-            "ONNX and compile that"
+            "ONNX with its cache as inputs and outputs, and compile that"
         )
     try:
         return reader(data, source)
@@ -186,7 +203,7 @@ def _only(data: Mapping[str, Any], source: str, field: str, value: Any) -> None:
     """Refuse what the decoder has no form for."""
     found = data.get(field, value)
     if found != value and not (found is None and not value):
-        raise ModelError(
+        raise UnknownFamilyError(
             f"{source}: {field} is {found!r}, expected {value!r}; export the model to ONNX and compile that"
         )
 
@@ -197,8 +214,9 @@ def _whole_attention(data: Mapping[str, Any], source: str, layers: int) -> None:
     window = data.get("sliding_window") if data.get("use_sliding_window", data["model_type"] == "mistral") else None
     if kinds or window:
         found = f"layer_types has {', '.join(sorted(kinds))}" if kinds else f"sliding_window is {window}"
-        raise ModelError(f"{source}: {found}, expected full attention in all {layers} layers; export the model to ONNX "
-                         "and compile that")  # fmt: skip
+        raise UnknownFamilyError(
+            f"{source}: {found}, expected full attention in all {layers} layers; export the model to ONNX"
+        )
 
 
 def _rope(data: Mapping[str, Any], source: str) -> Rope:
@@ -212,6 +230,6 @@ def _rope(data: Mapping[str, Any], source: str) -> Rope:
         # All positions divided by one factor: every wavelength is stretched.
         return Rope(base, float(given["factor"]), 1e30, 2e30)
     if kind != "llama3":
-        raise ModelError(f"{source}: rope_type is {kind!r}, expected default, linear or llama3")
+        raise UnknownFamilyError(f"{source}: rope_type is {kind!r}, expected default, linear or llama3")
     return Rope(base, float(given["factor"]), float(given["low_freq_factor"]), float(given["high_freq_factor"]),
                 int(given["original_max_position_embeddings"]))  # fmt: skip

@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from qeil_compile.forms.onnx_source import declare_external, dtype_code
-from qeil_compile.models.decoder.config import DecoderConfig
+from qeil_compile.models.decoder.config import DecoderConfig, DecoderFacts
 
 MS = "com.microsoft"
 #: Block of a row of a matrix that shares a scale, in 4- and 8-bit weights.
@@ -42,14 +42,16 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class DecoderGraph:
-    """The ONNX model, all weights external; `weights` tells what to put there. `states` maps inputs to outputs."""
+    """The ONNX model, all weights external; `weights` tells what to put there. `states` maps inputs to outputs.
+    `config` is None for a model that came as it is."""
 
-    config: DecoderConfig
+    facts: DecoderFacts
     model: onnx.ModelProto
     weights: Mapping[str, WeightSpec]
     states: Mapping[str, str]
     #: Bits of the matrices: 32, 16, 8 or 4.
     bits: int
+    config: DecoderConfig | None = None
 
     @property
     def parameters(self) -> int:
@@ -110,7 +112,15 @@ class _Builder:
         self._output("logits", ("batch", "rows", c.vocab), first=True)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
         model = helper.make_model(self.graph, opset_imports=opsets, ir_version=10, producer_name="qeil_compile")
-        return DecoderGraph(c, model, self.weights, self.states, self.bits)
+        return DecoderGraph(self._facts(), model, self.weights, self.states, self.bits, c)
+
+    def _facts(self) -> DecoderFacts:
+        c = self.c
+        own_head = self.packed or not c.tied
+        tables = ["positions.weight", "rope.cos", "rope.sin", *(["embedding.weight"] if own_head else [])]
+        per_token = 2 * (c.layers - len(c.convolutions)) * c.kv_heads * c.head_width
+        found = tuple(t for t in tables if t in self.weights)
+        return DecoderFacts(c.family, c.vocab, c.context, per_token, found)
 
     # ---- parts
 

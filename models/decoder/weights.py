@@ -87,6 +87,7 @@ class Assembler:
     """Weights of one decoder out of a checkpoint's tensors. Raises `ModelError` naming what is missing or misshapen."""
 
     def __init__(self, graph: DecoderGraph, tensors: Tensors, source: str) -> None:
+        assert graph.config is not None
         self.graph, self.config, self.tensors, self.source = graph, graph.config, tensors, source
         self._names = tensors.names()
         self._prefix = next((p for p in ("model.", "transformer.", "") if f"{p}{self._top('embedding.weight')}" in (
@@ -230,7 +231,7 @@ def random_array(graph: DecoderGraph, name: str, seed: int = 0) -> np.ndarray:
     base, _, part = name.rpartition(".")
     rng = np.random.default_rng([seed, zlib.crc32(base.encode())])
     if name.startswith("rope."):
-        assert graph.config.rope is not None
+        assert graph.config is not None and graph.config.rope is not None
         return _as(graph.config.rope.tables(graph.config.context, graph.config.head_width)[name == "rope.sin"], spec)
     if part == "codes":
         return rng.integers(0, 256, spec.shape, dtype=np.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from qeil_compile.errors import ArtifactError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.ir import mapping, strings, text
-from qeil_compile.models.decoder import DecoderConfig, Rope
+from qeil_compile.models.decoder import DecoderFacts
 from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
 
@@ -54,7 +54,7 @@ class DecoderContents:
     inputs to outputs; `quality` and `timings` are rows for the report."""
 
     name: str
-    config: DecoderConfig
+    facts: DecoderFacts
     workload: Generation
     phases: Mapping[str, PhaseUnits]
     states: Mapping[str, str]
@@ -106,7 +106,7 @@ def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
         "engines": dict(contents.engines),
         "model": contents.name,
         "target": contents.phases[PROMPT].plan.target,
-        "config": _plain(contents.config),
+        "facts": asdict(contents.facts),
         "workload": {**asdict(contents.workload), "buckets": sorted(contents.workload.buckets.items())},
         "states": dict(contents.states),
         "phases": phases,
@@ -119,10 +119,6 @@ def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
     })  # fmt: skip
     folder.seal(manifest)
     return Sizes(folder.size(manifest), 0)
-
-
-def _plain(config: DecoderConfig) -> dict[str, Any]:
-    return {**asdict(config), "convolutions": sorted(config.convolutions)}
 
 
 def read_decoder(path: str | Path) -> DecoderContents:
@@ -139,7 +135,7 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
     files = verify_files(store, manifest["files"])
     tensors = Tensors(store, files)
     states = {text(k): text(v) for k, v in mapping(manifest["states"]).items()}
-    config, workload = _config(manifest["config"]), _workload(manifest["workload"])
+    facts, workload = _facts(manifest["facts"]), _workload(manifest["workload"])
     phases: dict[str, PhaseUnits] = {}
     arrays: dict[int, dict[str, np.ndarray]] = {}
     for name, phase in mapping(manifest["phases"]).items():
@@ -154,7 +150,7 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
         raise ArtifactError(f"{store.path}: phases are {', '.join(phases)}, expected {', '.join(expected)}; refused")
     golden = manifest["golden"]
     return DecoderContents(
-        text(manifest["model"]), config, workload, phases, states, lambda bits, key: arrays[bits][key],
+        text(manifest["model"]), facts, workload, phases, states, lambda bits, key: arrays[bits][key],
         {n.partition("/")[2]: bytes(data) for n, data in files.items() if n.startswith("tokenizer/")},
         None if golden is None else GoldenPrompt(tensors.array(golden["tokens"]), tensors.array(golden["logits"])),
         {k: text(v) for k, v in mapping(manifest["engines"]).items()}, [dict(mapping(q)) for q in manifest["quality"]],
@@ -163,15 +159,8 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
     )  # fmt: skip
 
 
-def _config(data: Mapping[str, Any]) -> DecoderConfig:
-    unknown = sorted(set(data) - {f.name for f in fields(DecoderConfig)})
-    if unknown:
-        raise TypeError(f"config has an unknown field {unknown[0]}")
-    rope = data["rope"]
-    return DecoderConfig(
-        **{**data, "rope": None if rope is None else Rope(**mapping(rope)), "convolutions": frozenset(
-            data["convolutions"])},
-    )  # fmt: skip
+def _facts(data: Mapping[str, Any]) -> DecoderFacts:
+    return DecoderFacts(**{**data, "tables": tuple(strings(data["tables"]))})
 
 
 def _workload(data: Mapping[str, Any]) -> Generation:

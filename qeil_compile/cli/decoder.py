@@ -43,14 +43,14 @@ class Wanted:
 
 def compile_model(model: str, wanted: Wanted, settings: api.Settings, step: Step) -> language.CompiledDecoder:
     """Compile a checkpoint folder, a llama2.c file or a named family."""
-    decoder = language.open_decoder(model)
+    decoder = language.open_language_model(model)
     how = language.DecoderSettings(wanted.weights, wanted.perplexity_budget, wanted.text or (), wanted.random_weights)
     return language.compile_decoder(decoder, wanted.workload(), settings, how, step)
 
 
 def plan_model(model: str, wanted: Wanted, settings: api.Settings) -> dict[str, language.PlannedDecoder]:
     """Plan only: no weights are read. Form of the weights -> plan."""
-    decoder, target = language.open_decoder(model), api.find_target(settings.target)
+    decoder, target = language.open_language_model(model), api.find_target(settings.target)
     forms = [f for f in language.FORMS if wanted.weights in (f, "auto")]
     found = {}
     for form in forms:

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import onnx
 
 from qeil_compile.errors import InputError
-from qeil_compile.forms.onnx_source import OnnxSource, build_graph
-from qeil_compile.ir import OpGraph
-from qeil_compile.models.decoder import Decoder, DecoderGraph, bind
+from qeil_compile.forms.onnx_source import OnnxSource, build_graph, dtype_name
+from qeil_compile.frontends.onnx import trace_onnx
+from qeil_compile.frontends.traced import numpy_dtype
+from qeil_compile.ir import OpGraph, Workload
+from qeil_compile.models.decoder import Decoder, DecoderGraph, ExportedDecoder, bind
 
 PROMPT = "prefill"
 
@@ -65,7 +68,7 @@ def step_phase(rows: int) -> str:
 class TracedDecoder:
     """A decoder's phases. `runs` says how often each runs per use, `carried` what a step reads of the prompt."""
 
-    decoder: Decoder
+    decoder: Decoder | ExportedDecoder
     whole: DecoderGraph
     workload: Generation
     phases: Mapping[str, OpGraph]
@@ -104,27 +107,62 @@ class _Lazy(Mapping[str, np.ndarray]):
 
 
 def trace_decoder(
-    decoder: Decoder, workload: Generation, dtype: str = "float32", bits: int | None = None, seed: int | None = None
-) -> TracedDecoder:
+    decoder: Decoder | ExportedDecoder, workload: Generation, dtype: str = "float32", bits: int | None = None,
+    seed: int | None = None,
+) -> TracedDecoder:  # fmt: skip
     """Graphs of the prompt and of the steps; `dtype`, `bits` as in `decoder_graph`, `seed` for random weights where the
-    decoder has none. Raises `InputError` where the workload does not fit into the context."""
+    decoder has none. An exported decoder keeps its own types.
+
+    Raises `InputError` where the workload does not fit into the context.
+    """
     started = time.perf_counter()
-    context = decoder.config.context
+    whole = decoder.whole if isinstance(decoder, ExportedDecoder) else decoder.graph(dtype, bits)
+    context = whole.facts.context
     if workload.prompt + workload.tokens > context:
         raise InputError(
             f"prompt of {workload.prompt} and {workload.tokens} new tokens: {decoder.name} has a context of {context}"
         )
-    whole = decoder.graph(dtype, bits)
-    taps = decoder.config.taps - 1
     sizes = {PROMPT: (workload.prompts, workload.prompt, 0)}
     # A step's cache is halfway between the prompt's end and the last token.
     past = workload.prompt + workload.tokens // 2
     sizes |= {step_phase(rows): (rows, 1, past) for rows in workload.shares}
     phases = {}
-    for name, (rows, new, before) in sizes.items():
-        dims = {"batch": rows, "new": new, "past": before, "total": before + new, "rows": 1, "joined": new + taps}
-        phases[name] = build_graph(bind(whole.model, dims), f"{decoder.name}, {name}")
+    for name, size in sizes.items():
+        title = f"{decoder.name}, {name}"
+        if isinstance(decoder, ExportedDecoder):
+            phases[name] = _exported_phase(decoder, whole, title, *size)
+        else:
+            phases[name] = _phase(decoder, whole, title, *size)
     runs = {PROMPT: 1.0} | {step_phase(k): share * workload.tokens for k, share in workload.shares.items()}
-    weight = decoder.weights(whole, seed) if decoder.tensors is not None or seed is not None else None
+    weight: Callable[[str], np.ndarray] | None = None
+    if isinstance(decoder, ExportedDecoder):
+        weight = decoder.arrays.__getitem__
+    elif decoder.tensors is not None or seed is not None:
+        weight = decoder.weights(whole, seed)
     return TracedDecoder(decoder, whole, workload, phases, runs, weight, time.perf_counter() - started)
 
+
+
+def _phase(decoder: Decoder, whole: DecoderGraph, name: str, rows: int, new: int, past: int) -> OpGraph:
+    joined = new + decoder.config.taps - 1
+    dims = {"batch": rows, "new": new, "past": past, "total": past + new, "rows": 1, "joined": joined}
+    return build_graph(bind(whole.model, dims), name)
+
+
+def _exported_phase(
+    decoder: ExportedDecoder, whole: DecoderGraph, name: str, rows: int, new: int, past: int
+) -> OpGraph:
+    """Shapes are those of a run."""
+    dims = {"batch": rows, "new": new, "past": past, "total": past + new, "rows": 1}
+    model = onnx.ModelProto()
+    model.CopyFrom(decoder.filled())
+    model.graph.name = name
+    known = {"tokens", "mask", "positions", "take", *whole.states}
+    given: dict[str, np.ndarray] = {}
+    for value in model.graph.input:
+        if value.name not in known:
+            continue
+        shape = [dims.get(d.dim_param, d.dim_value) for d in value.type.tensor_type.shape.dim]
+        kind = numpy_dtype(dtype_name(value.type.tensor_type.elem_type))
+        given[value.name] = np.ones(shape, kind) if value.name == "mask" else np.zeros(shape, kind)
+    return trace_onnx(model, Workload(dims), given).graph

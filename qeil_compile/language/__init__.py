@@ -15,14 +15,15 @@ from qeil_compile.generation import Completion, Event, Sampling
 from qeil_compile.language.bench import Speed, StepSpeed, bench
 from qeil_compile.language.compile import FORMS, DecoderSettings, compile_decoder
 from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming, Quality
+from qeil_compile.language.opening import open_language_model
 from qeil_compile.language.planning import PlannedDecoder, plan_decoder
 from qeil_compile.language.runner import Runner
-from qeil_compile.models.decoder import FAMILIES, is_decoder, open_decoder
+from qeil_compile.models.decoder import FAMILIES, is_decoder
 
 __all__ = ["FAMILIES", "FORMS", "PROMPT", "CompiledDecoder", "Completion", "DecoderSettings", "Event", "Generation",
            "PhaseTiming", "PlannedDecoder", "Quality", "Runner", "Sampling", "Speed", "StepSpeed", "bench",
-           "compile_decoder", "is_decoder", "is_decoder_artifact", "load_decoder", "open_decoder", "plan_decoder",
-           "step_phase", "trace_decoder"]  # fmt: skip
+           "compile_decoder", "is_decoder", "is_decoder_artifact", "load_decoder", "open_language_model",
+           "plan_decoder", "step_phase", "trace_decoder"]  # fmt: skip
 
 
 def load_decoder(path: str | Path) -> Runner:

@@ -95,13 +95,8 @@ def step_bytes(compiled: CompiledDecoder, rows: int, past: int) -> float:
     """Bytes that a step reads once: the weights of its phase (of a table only the rows asked for), keys and values."""
     phase = next((p for n, p in compiled.phases.items() if n != PROMPT), compiled.phases[PROMPT])
     keys = {key for u in phase.units for key in u.program.weights.values()}
-    tables = {"positions.weight", "rope.cos", "rope.sin"}
-    if "head.weight" in keys or "head.weight.codes" in keys:
-        tables.add("embedding.weight")
-    weights = sum(compiled.weight(phase.bits, k).nbytes for k in keys - tables)
-    c = compiled.config
-    cache = 2 * 4 * (c.layers - len(c.convolutions)) * c.kv_heads * c.head_width * past * rows
-    return float(weights + cache)
+    weights = sum(compiled.weight(phase.bits, k).nbytes for k in keys.difference(compiled.facts.tables))
+    return float(weights + 4 * compiled.facts.cache_per_token * past * rows)
 
 
 def memory_bandwidth(threads: int) -> float:

@@ -43,7 +43,7 @@ def measure(compiled: CompiledDecoder, options: Sequence[Option], say: Say, seco
         say(f"{option.name}, {option.bits} bit")
         try:
             session = replace(compiled, phases=option.phases).start()
-            found += _timings(session, option, compiled.workload, compiled.config.vocab, seconds)
+            found += _timings(session, option, compiled.workload, compiled.facts.vocab, seconds)
         except BackendError:
             continue
         finally:

@@ -22,9 +22,10 @@ from qeil_compile.frontends.decoder import PROMPT, Generation, TracedDecoder, tr
 from qeil_compile.language.choosing import Option, choose, measure
 from qeil_compile.language.compiled import CompiledDecoder, Quality
 from qeil_compile.language.files import load_files
+from qeil_compile.language.opening import open_language_model
 from qeil_compile.language.planning import PlannedDecoder, lower_phase, plan_decoder, single_plans
 from qeil_compile.language.quality import own_text, perplexity, windows
-from qeil_compile.models.decoder import Decoder, open_decoder
+from qeil_compile.models.decoder import Decoder, ExportedDecoder
 from qeil_compile.passes.choice import parse_choice
 from qeil_compile.runtime.session import Session
 
@@ -67,7 +68,7 @@ def _silent(step: str, done: int, total: int) -> None:
 
 
 def compile_decoder(
-    source: Decoder | str | Path | Mapping[str, Any] | Any,
+    source: Decoder | ExportedDecoder | str | Path | Mapping[str, Any] | Any,
     workload: Generation | None = None,
     settings: api.Settings | None = None,
     how: DecoderSettings | None = None,
@@ -79,8 +80,11 @@ def compile_decoder(
     time; elsewhere plans are those of the cost model. Raises a `QeilError` for everything that a user can mend.
     """
     workload, settings, how = workload or Generation(), settings or api.Settings(), how or DecoderSettings()
-    decoder = source if isinstance(source, Decoder) else open_decoder(source)
-    if decoder.tensors is None and how.seed is None:
+    decoder = source if isinstance(source, (Decoder, ExportedDecoder)) else open_language_model(source)
+    if isinstance(decoder, ExportedDecoder):
+        if how.weights != "fp32":
+            raise InputError(f"model {decoder.name} came as ONNX: its weights stay as they are, found {how.weights}")
+    elif decoder.tensors is None and how.seed is None:
         raise ModelError(
             f"model {decoder.name} has no weights: it can be planned (plan_decoder), or timed with a seed for them"
         )
@@ -89,7 +93,7 @@ def compile_decoder(
 
 @dataclass
 class _Compiler:
-    decoder: Decoder
+    decoder: Decoder | ExportedDecoder
     workload: Generation
     settings: api.Settings
     how: DecoderSettings
@@ -109,7 +113,7 @@ class _Compiler:
         options = self._options(traced, planned)
         compiled = self._compiled(traced, options[0])
         here = target.host and not compiled.emulated
-        if self.decoder.tensors is not None and (forms != [32]):
+        if isinstance(self.decoder, Decoder) and self.decoder.tensors is not None and forms != [32]:
             compiled.quality = self._timed("perplexity", lambda: self._quality(compiled, traced, planned))
             options = self._allowed(options, compiled.quality)
         if here and self.settings.measure and parse_choice(self.settings.objective).weights[0]:
@@ -133,8 +137,8 @@ class _Compiler:
         plan = next((p for n, p in singles.items() if n not in used), next(iter(singles.values())))[PROMPT]
         units = PhaseUnits(plan, lower_phase(traced[bits], plan), bits)
         alone = replace(compiled, phases=dict.fromkeys(compiled.phases, units))
-        length = min(32, compiled.config.context, self.workload.prompt)
-        tokens = np.random.default_rng(0).integers(0, compiled.config.vocab, length)
+        length = min(32, compiled.facts.context, self.workload.prompt)
+        tokens = np.random.default_rng(0).integers(0, compiled.facts.vocab, length)
         return GoldenPrompt(tokens, np.array(alone.start().prefill([tokens.tolist()])[0]))
 
     def _timed(self, name: str, call: Callable[[], Any]) -> Any:
@@ -172,9 +176,9 @@ class _Compiler:
             return array.astype(np.float16) if bits == 16 and array.dtype == np.float32 and array.ndim > 1 else array
 
         files = {name: path.read_bytes() for name, path in self.decoder.files.items()}
-        states = next(iter(traced.values())).whole.states
+        whole = next(iter(traced.values())).whole
         return CompiledDecoder(
-            self.decoder.name, self.decoder.config, self.workload, option.phases, states, weight, files,
+            self.decoder.name, whole.facts, self.workload, option.phases, whole.states, weight, files,
             threads=self.settings.threads,
         )  # fmt: skip
 
@@ -257,7 +261,7 @@ class _Compiler:
 
         timings = self._timed("measure", lambda: measure(compiled, options, say))
         self.progress("measure", len(options), len(options))
-        chosen, seconds = choose(compiled, options, timings, self._cache_bytes())
+        chosen, seconds = choose(compiled, options, timings, self._cache_bytes(compiled))
         for phase, option in chosen.items():
             planned = options[0]
             if option is not planned:
@@ -272,8 +276,6 @@ class _Compiler:
         found.timings = timings
         return found
 
-    def _cache_bytes(self) -> float:
-        c = self.decoder.config
-        layers = c.layers - len(c.convolutions)
-        return 8.0 * layers * c.kv_heads * c.head_width * self.workload.prompt * self.workload.prompts
+    def _cache_bytes(self, compiled: CompiledDecoder) -> float:
+        return 4.0 * compiled.facts.cache_per_token * self.workload.prompt * self.workload.prompts
 

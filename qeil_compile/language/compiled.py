@@ -14,7 +14,7 @@ from qeil_compile.backends import backend, found_devices
 from qeil_compile.backends.base import DecoderStage
 from qeil_compile.errors import ArtifactError, BackendError, QeilError, VerificationError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
-from qeil_compile.models.decoder import DecoderConfig
+from qeil_compile.models.decoder import DecoderFacts
 from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.runtime.resolve import Resolved, resolve
 from qeil_compile.runtime.session import Session
@@ -53,7 +53,7 @@ class CompiledDecoder:
     """Plans with their units. Engines are started by `start`, one for all phases that share a unit."""
 
     name: str
-    config: DecoderConfig
+    facts: DecoderFacts
     workload: Generation
     phases: Mapping[str, PhaseUnits]
     states: Mapping[str, str]
@@ -94,7 +94,7 @@ class CompiledDecoder:
         """Write the artifact, whole or not at all. Raises `OutputError` when it exists or cannot be written."""
         engines = {r.engine: backend(r.engine).version() for r in self.resolved().values()}
         contents = DecoderContents(
-            self.name, self.config, self.workload, self.phases, self.states, self.weight, self.files, self.golden,
+            self.name, self.facts, self.workload, self.phases, self.states, self.weight, self.files, self.golden,
             engines, [asdict(q) for q in self.quality], [asdict(t) for t in self.timings], self.notes, self.seconds,
         )  # fmt: skip
         return write_decoder(contents, path, overwrite)
@@ -108,7 +108,7 @@ class CompiledDecoder:
         except TypeError as error:
             raise ArtifactError(f"{path}: malformed quality or timings ({error}); compile the model again") from error
         return CompiledDecoder(
-            c.name, c.config, c.workload, c.phases, c.states, c.weight, c.files, quality, timings, c.notes,
+            c.name, c.facts, c.workload, c.phases, c.states, c.weight, c.files, quality, timings, c.notes,
             dict(c.seconds), c.golden,
         )  # fmt: skip
 
@@ -150,7 +150,7 @@ class CompiledDecoder:
         same: dict[tuple[int, ...], list[DecoderStage]] = {}
         lists = {n: same.setdefault(tuple(id(u) for u in units), units) for n, units in started.items()}
         steps = {rows: lists[step_phase(rows)] for rows in self.workload.shares}
-        return Session(lists[PROMPT], steps, self.config.vocab, self.config.context)
+        return Session(lists[PROMPT], steps, self.facts.vocab, self.facts.context)
 
     def _start(self, unit: LoweredUnit, bits: int, where: Mapping[str, Resolved], exclusive: bool) -> DecoderStage:
         program, place = unit.program, where[unit.placements[0]]

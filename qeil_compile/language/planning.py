@@ -9,7 +9,7 @@ from qeil_compile import api
 from qeil_compile.devices import Target
 from qeil_compile.devices.calibrations import applied
 from qeil_compile.errors import TargetError
-from qeil_compile.forms.program import Form
+from qeil_compile.forms.program import Form, StageProgram
 from qeil_compile.frontends.decoder import PROMPT, TracedDecoder
 from qeil_compile.language.probing import refusals
 from qeil_compile.passes.annotate import annotate
@@ -34,7 +34,9 @@ class PlannedDecoder:
 def price_phases(traced: TracedDecoder, target: Target, settings: api.Settings) -> list[Phase]:
     """The cost table of each phase. Raises `TargetError` where no engine of the target runs the decoder."""
     specs = [p.spec for p in target.placements]
-    refused = refusals(traced.decoder.config, traced.whole.bits, specs)
+    config = traced.whole.config
+    # A model that came as it is shows when it is compiled whether an engine takes it.
+    refused = refusals(config, traced.whole.bits, specs) if config is not None else {}
     if len(refused) == len(specs):
         raise TargetError(f"target {target.name}: no engine runs {traced.decoder.name}; {next(iter(refused.values()))}")
     known = api.calibrations_for(target, settings.threads)
@@ -56,7 +58,9 @@ def plan_decoder(traced: TracedDecoder, target: Target, settings: api.Settings) 
     """Plan prompt and steps as one; no weights are read. Raises as `partition_phases` does."""
     phases = price_phases(traced, target, settings)
     search = Search(seed=settings.seed, seconds=settings.search_seconds)
-    limits = PartitionSettings(settings.pins, settings.together, settings.forbidden, settings.strategies, search)
+    # A model that came as it is goes to one placement per phase: its shape arithmetic cannot be cut.
+    together = settings.together if traced.whole.config is not None else ("*",)
+    limits = PartitionSettings(settings.pins, together, settings.forbidden, settings.strategies, search)
     front = partition_phases(phases, limits)
     point = front.choose(settings.objective)
     return PlannedDecoder(front, point.strategy, front.plans(point, settings.objective), traced.whole.bits,
@@ -74,6 +78,13 @@ def single_plans(front: JointFront, objective: str) -> dict[str, Mapping[str, Pl
 
 def lower_phase(traced: TracedDecoder, plan: Plan) -> list[LoweredUnit]:
     """Programs of a phase's stages, one each: a state belongs to the one engine that has its layer."""
+    if traced.whole.config is None:
+        stage, proto = plan.stages[0], traced.whole.model.graph
+        program = StageProgram(
+            "onnx", traced.whole.model.SerializeToString(), tuple(i.name for i in proto.input),
+            tuple(o.name for o in proto.output), {n: n for n in traced.whole.weights},
+        )  # fmt: skip
+        return [LoweredUnit((0,), (stage.placement,), (stage.device,), program)]
     alone = replace(plan, units=tuple((k,) for k in range(len(plan.stages))))
     accepted: dict[str, tuple[Form, ...]] = {s.placement.partition(":")[0]: ("onnx",) for s in plan.stages}
     return lower(alone, traced.source, accepted)
