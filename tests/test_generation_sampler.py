@@ -70,6 +70,7 @@ CASES = [
     {"temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.1},
     {"temperature": 2.0, "top_k": 40, "top_p": 0.3}, {"temperature": 1.5, "top_p": 0.99, "min_p": 0.1},
     {"temperature": 1.5, "top_p": 0.3, "min_p": 0.001}, {"temperature": 0.01}, {"temperature": 1e-6, "top_p": 0.9},
+    {"top_k": 5, "min_p": 1e-6}, {"top_k": 5, "min_p": 0.2}, {"min_p": 1e-30},
 ]  # fmt: skip
 
 
@@ -119,10 +120,11 @@ def test_ties(case: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(
-    seed=st.integers(0, 2**32), vocab=st.integers(1, 300), temperature=st.floats(0.05, 5),
-    top_k=st.integers(0, 50), top_p=st.floats(0.01, 1), min_p=st.floats(0, 1), penalty=st.floats(0.5, 2),
+    seed=st.integers(0, 2**32), vocab=st.integers(1, 300), temperature=st.floats(0.05, 5), top_k=st.integers(0, 50),
+    top_p=st.just(1.0) | st.floats(0.01, 1), min_p=st.just(0.0) | st.floats(0, 1),
+    penalty=st.just(1.0) | st.floats(0.5, 2),
 )  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_any_settings(
     seed: int, vocab: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float
 ) -> None:

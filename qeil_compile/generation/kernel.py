@@ -267,20 +267,22 @@ def _choose(
     `raw`: `masses` and `total` are already those of all z. `ids` and `values` are room to work in.
     """
     top = peaks[_argmax(peaks)]
-    least, last = _NO_FLOOR, x.size
+    least, last, kept, ties = _NO_FLOOR, x.size, 0, 0
     if 0 < top_k < vocab:
         least, _, _ = _crossing(x, vocab, peaks, inverse, top, float(top_k), False, masses, ids, values)
         raw = False
-    if not raw and (top_p < 1 or min_p == 0):
-        total = _weigh(x, peaks, inverse, top, least, masses)
     if top_p < 1:
+        if not raw:
+            total = _weigh(x, peaks, inverse, top, least, masses)
         least, kept, ties = _crossing(x, vocab, peaks, inverse, top, top_p * total, True, masses, ids, values)
-        total = _weigh(x, peaks, inverse, top, least, masses)
-        if kept < ties:
-            last, total = _drop_ties(x, peaks, inverse, top, least, kept, masses)
+        raw = False
     if min_p > 0 and np.float32(top + log(min_p)) > least:
-        least, last = np.float32(top + log(min_p)), x.size
+        least, kept, ties = np.float32(top + log(min_p)), 0, 0
+        raw = False
+    if not raw:
         total = _weigh(x, peaks, inverse, top, least, masses)
+    if kept < ties:
+        last, total = _drop_ties(x, peaks, inverse, top, least, kept, masses)
     return _draw(x, peaks, inverse, top, masses, total, least, last, uniform)
 
 
