@@ -82,22 +82,35 @@ def test_draws_as_transformers(case: dict[str, float], vocab: int) -> None:
     check(logits_of(rng, vocab), Sampling(seed=9, **case), history)
 
 
+def kept_exactly(row: np.ndarray, sampling: Sampling, history: list[int]) -> np.ndarray:
+    """The definitions in float64; transformers adds up 50,000 shares in float32, and errs by whole tokens."""
+    z = row.astype(np.float64)
+    z[history] = np.where(z < 0, z * sampling.repetition_penalty, z / sampling.repetition_penalty)[history]
+    if sampling.greedy:
+        return z
+    z /= sampling.temperature
+    if 0 < sampling.top_k < len(z):
+        z[z < np.sort(z)[-sampling.top_k]] = -np.inf
+    if sampling.top_p < 1:
+        order = np.argsort(-z, kind="stable")
+        mass = np.exp(z[order] - z.max())
+        z[order[1:][np.cumsum(mass)[:-1] >= sampling.top_p * mass.sum()]] = -np.inf
+    z[z < z.max() + np.log(max(sampling.min_p, 1e-300))] = -np.inf
+    return z
+
+
 @pytest.mark.parametrize("spread", [0.3, 2.5])
-@pytest.mark.parametrize("case", CASES[1:20:3], ids=str)
-def test_draws_as_transformers_from_large_vocabularies(case: dict[str, float], spread: float) -> None:
-    """Here the filters leave more tokens than are sorted. Float32 sums over them let transformers err at the bound."""
+@pytest.mark.parametrize("case", CASES[1:], ids=str)
+def test_draws_from_large_vocabularies(case: dict[str, float], spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the filters leave more tokens than are ever sorted."""
     rng = np.random.default_rng(0)
     row, sampling = logits_of(rng, 50257, spread), Sampling(**case)
     history = rng.integers(0, len(row), 40).tolist()
-    scores = kept_by_transformers(row, sampling, history)
-    tokens = draw(row, sampling, history, 400)
-    if sampling.greedy:
-        assert set(tokens) == {int(scores.argmax())}
-        return
-    assert (scores[tokens] > -np.inf).mean() > 0.995
-    wanted, _ = expected(row, sampling, history, 400)
-    # Sums in float32 move the bounds of late tokens by a few places at most.
-    assert np.mean(np.abs(tokens - wanted) < 50) > 0.98
+    monkeypatch.setitem(globals(), "kept_by_transformers", kept_exactly)
+    tokens, distance = expected(row, sampling, history, 400)
+    certain = distance > 2e-6
+    assert certain.mean() > 0.5
+    np.testing.assert_array_equal(draw(row, sampling, history, 400)[certain], tokens[certain])
 
 
 @pytest.mark.parametrize("case", CASES[4:], ids=str)

@@ -253,6 +253,9 @@ def _draw(
             target -= weight
             if target < 0:
                 break
+    if token < 0:  # the sum of the block was a rounding error
+        block = _argmax(peaks)
+        token = block * BLOCK + _argmax(x[block])
     return token
 
 
