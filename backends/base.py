@@ -83,3 +83,48 @@ class Backend(Protocol):
         and never falls back to another device.
         """
         ...
+
+
+class DecoderStage(Protocol):
+    """A compiled stage of a decoder that keeps the states of its layers: keys, values, inputs of convolutions.
+
+    Feeds are arrays by name: what other stages wrote, and of the model's inputs those that the stage reads. Beside
+    those of `models.decoder.graph` these are `positions` int64 [rows, new], and `mask` int64 [rows, total], 0 where a
+    place of the cache holds padding. Not safe to call from several threads.
+    """
+
+    #: Inputs of the program that are states, in its order.
+    states: Sequence[str]
+    #: Each row's tokens stand at the beginning of its cache; otherwise where `mask` is 1.
+    compact: bool
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One pass; outputs that are no states, by name, valid until the next call. Raises `BackendError`."""
+        ...
+
+    def reset(self, rows: int) -> None:
+        """Forget everything; the next pass has so many rows."""
+        ...
+
+    def select(self, rows: np.ndarray) -> None:
+        """Rows become rows[i], int64 [n]: some may go, others be repeated."""
+        ...
+
+    def export(self) -> dict[str, np.ndarray]:
+        """Copies of the states, [rows, heads, total, width] or [rows, width, taps - 1] each."""
+        ...
+
+    def load(self, states: Mapping[str, np.ndarray]) -> None:
+        """Take over states that another stage exported."""
+        ...
+
+
+class DecoderBackend(Protocol):
+    """A backend that can keep the states of a decoder inside the engine."""
+
+    def compile_decoder(
+        self, program: StageProgram, states: Mapping[str, str], weights: Mapping[str, np.ndarray], device: str,
+        exclusive: bool = True, threads: int = 0,
+    ) -> DecoderStage:
+        """Compile a stage whose inputs `states` become the outputs that they are mapped to; otherwise as `compile`."""
+        ...

@@ -82,16 +82,22 @@ def best_within(plans: Iterable[PlanT], objective: str, order: Callable[[PlanT],
     within = [p for p in every if not wanted.excess(p.objectives)]
     if within:
         return min(within, key=order)
-    nearest = min(every, key=lambda p: wanted.excess(p.objectives))
+    nearest, missed = nearest_to_caps(every, wanted)
+    raise CapacityError(
+        f"objective {objective}: no plan keeps all caps; the nearest is {nearest.strategy} with {missed} (SI units); "
+        "raise a cap or use another target"
+    )
+
+
+def nearest_to_caps(plans: Iterable[PlanT], wanted: Choice) -> tuple[PlanT, str]:
+    """The plan that passes the caps least, and which it passes: `latency 0.07 of at most 0.05`, in SI units."""
+    nearest = min(plans, key=lambda p: wanted.excess(p.objectives))
     missed = ", ".join(
         f"{name} {getattr(nearest.objectives, name):.4g} of at most {top:.4g}"
         for name, top in wanted.caps.items()
         if getattr(nearest.objectives, name) > top
     )
-    raise CapacityError(
-        f"objective {objective}: no plan keeps all caps; the nearest is {nearest.strategy} with {missed} (SI units); "
-        "raise a cap or use another target"
-    )
+    return nearest, missed
 
 
 def parse_choice(text: str) -> Choice:

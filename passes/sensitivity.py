@@ -98,7 +98,7 @@ class _Prices:
         for i, (c, joules, fine) in enumerate(zip(self.front.candidates, *self._energies(target), strict=True)):
             priced = replace(c.objectives, energy=joules)
             if fine and not self.wanted.excess(priced):
-                found.append((self.wanted.value(priced, self.front.best_single.objectives), len(c.sequence), i))
+                found.append((self.wanted.value(priced, self.front.reference), len(c.sequence), i))
         return min(found)[2] if found else None
 
     def _energies(self, target: Target) -> tuple[list[float], list[bool]]:

@@ -28,7 +28,7 @@ from .calibration import calibrate as run_calibration
 from .devices import Placement, ReportRow, Target, host_target, known_targets, load_target, system_report
 from .devices.calibrations import Calibrations, applied
 from .devices.cpuinfo import cpu_facts
-from .errors import BackendError, InputError, ModelError, OutputError, VerificationError
+from .errors import BackendError, InputError, ModelError, OutputError, QeilError, VerificationError
 from .frontends import Arrays, Traced, trace
 from .ir import Workload
 from .passes.annotate import CostTable, annotate
@@ -36,7 +36,7 @@ from .passes.choice import parse_choice
 from .passes.conditions import Conditions
 from .passes.count import count, unknown_report
 from .passes.fuse import FuseSettings, fuse
-from .passes.lower import lower
+from .passes.lower import LoweredUnit, lower
 from .passes.partition import (
     Candidate,
     Front,
@@ -46,7 +46,9 @@ from .passes.partition import (
     Search,
     partition,
     partition_phases,
+    phase_failovers,
     pin_labels,
+    with_failovers,
 )
 from .plan import Plan
 from .runtime import Compiled, Explanation, explain, resolve
@@ -81,9 +83,11 @@ __all__ = [
     "lower_plan",
     "partition",
     "partition_phases",
+    "phase_failovers",
     "price",
     "trace",
     "validate",
+    "with_failovers",
     "write_validation",
 ]
 
@@ -107,7 +111,8 @@ class Settings:
     time budget plans are not repeatable).
     `threads` is the number of CPU threads that engines use (0: their own choice).
     `measure` runs the chosen plan against every single placement before it is accepted, where all devices are
-    on this machine. `verify` refuses a plan whose outputs differ from the unpartitioned model's.
+    on this machine. `verify` refuses a plan whose outputs differ from the unpartitioned model's. `failover` also makes
+    plans for the loss of what the plan uses (see `Compiled.without`); with `verify` those that differ are dropped.
     """
 
     target: str | Target = "host"
@@ -123,6 +128,7 @@ class Settings:
     conditions: Conditions = field(default_factory=Conditions)
     verify: bool = True
     threads: int = 0
+    failover: bool = True
 
 
 def find_target(target: str | Target, found: Sequence[EngineDevice] | None = None) -> Target:
@@ -153,7 +159,7 @@ def price(
     labels = pin_labels(graph, settings.pins)
     groups = fuse(graph, counts, labels, FuseSettings(enabled=settings.fuse))
     refusals = _ask(traced, goal.placements, progress)
-    known = _calibrations(goal, settings.threads)
+    known = calibrations_for(goal, settings.threads)
     if known is not None:
         goal = applied(goal, known)
     return annotate(
@@ -161,7 +167,7 @@ def price(
     )
 
 
-def _calibrations(target: Target, threads: int) -> Calibrations | None:
+def calibrations_for(target: Target, threads: int) -> Calibrations | None:
     """What `qeil calibrate` left for this machine; None for another target, or where nothing was calibrated."""
     if not target.host:
         return None
@@ -195,7 +201,8 @@ def _partition_settings(settings: Settings) -> PartitionSettings:
 def lower_plan(
     traced: Traced, plan: Plan, costs: CostTable | None = None, progress: Progress = _silent, golden: bool = True
 ) -> Compiled:
-    """Cut a plan's units out of the model and record golden outputs of the unpartitioned model.
+    """Cut a plan's units, and those of its spare plans, out of the model, and record golden outputs of the
+    unpartitioned model.
 
     Raises `ModelError` (model traced without weights), `BackendError`.
     """
@@ -204,15 +211,20 @@ def lower_plan(
             f"model {traced.graph.name} was traced without weights (meta device): it can be planned but not lowered; "
             "load its weights first"
         )
-    engines = dict.fromkeys(s.placement.partition(":")[0] for s in plan.stages)
-    accepted = {name: backend(name).forms() for name in engines}
-    units = lower(plan, traced.source, accepted, lambda done, total: progress("lower", done, total))
+    units = _lower(traced, plan, lambda done, total: progress("lower", done, total))
     compiled = Compiled(
         traced.graph, plan, units, traced.source.weight, Golden({}, {}), traced.workload,
-        costs.to_json() if costs is not None else {}, traced.call,
+        costs.to_json() if costs is not None else {}, traced.call, spares=[_lower(traced, s) for s in plan.spares],
     )  # fmt: skip
     compiled.golden = _golden(traced, compiled, progress) if golden else Golden(dict(traced.samples), {})
     return compiled
+
+
+def _lower(
+    traced: Traced, plan: Plan, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[LoweredUnit]:
+    engines = dict.fromkeys(s.placement.partition(":")[0] for s in plan.stages)
+    return lower(plan, traced.source, {name: backend(name).forms() for name in engines}, progress)
 
 
 def _golden(traced: Traced, compiled: Compiled, progress: Progress) -> Golden:
@@ -272,7 +284,8 @@ def compile_traced(traced: Traced, settings: Settings | None = None, progress: P
     clock.laps["trace"] = traced.seconds
     costs = price(traced, target, settings, progress)
     clock.lap("ask engines and price")
-    front = partition(costs, _partition_settings(settings))
+    limits = _partition_settings(settings)
+    front = partition(costs, limits)
     candidate = front.choose(settings.objective)
     clock.lap("partition")
     compiled = lower_plan(traced, _plan(front, candidate, settings), costs, progress)
@@ -286,6 +299,12 @@ def compile_traced(traced: Traced, settings: Settings | None = None, progress: P
     if settings.verify and compiled.golden.outputs:
         _check(compiled)
         clock.lap("verify")
+    if settings.failover:
+        _add_spares(traced, front, compiled, limits, progress)
+        clock.lap("failover plans")
+        if settings.verify and compiled.golden.outputs and compiled.spares:
+            _check_spares(compiled, progress)
+            clock.lap("verify failover plans")
     compiled.seconds = clock.laps
     return compiled
 
@@ -299,12 +318,47 @@ def _check(compiled: Compiled) -> None:
         ) from error
 
 
+def _add_spares(
+    traced: Traced, front: Front, compiled: Compiled, limits: PartitionSettings, progress: Progress
+) -> None:
+    """Plans for losses, of the plan that was accepted in the end, with their units."""
+    progress("failover plans", 0, 1)
+    plan = with_failovers(front, compiled.plan, limits)
+    units: list[Sequence[LoweredUnit]] = []
+    for spare in plan.spares:
+        try:
+            units.append(_lower(traced, spare))
+        except QeilError as error:
+            plan = plan.without_spare(len(units), f"{spare.strategy} cannot be lowered: {error}")
+    compiled.plan = replace(plan, spares=tuple(_with_energy_note(s, front.costs) for s in plan.spares))
+    compiled.spares = units
+    progress("failover plans", 1, 1)
+
+
+def _check_spares(compiled: Compiled, progress: Progress) -> None:
+    """Take out each spare that does not start or differs: it would be no help."""
+    total = len(compiled.spares)
+    for k in reversed(range(total)):
+        progress("verify failover plans", total - 1 - k, total)
+        try:
+            compiled.spare(k).verify()
+        except (BackendError, VerificationError) as error:
+            reason = f"{compiled.plan.spares[k].strategy} was found, but failed: {error}"
+            compiled.plan = compiled.plan.without_spare(k, reason)
+            compiled.spares = [units for i, units in enumerate(compiled.spares) if i != k]
+    progress("verify failover plans", total, total)
+
+
 def _plan(front: Front, candidate: Candidate, settings: Settings) -> Plan:
     plan = front.plan(candidate, settings.objective)
+    return replace(_with_energy_note(plan, front.costs), pins=dict(settings.pins))
+
+
+def _with_energy_note(plan: Plan, costs: CostTable) -> Plan:
     used = {s.placement for s in plan.stages}
-    if plan.label == "calibrated" and not _energy_was_read(front.costs, used):
-        plan = replace(plan, notes=(*plan.notes, ENERGY_MODELLED))
-    return replace(plan, pins=dict(settings.pins))
+    if plan.label == "calibrated" and not _energy_was_read(costs, used):
+        return replace(plan, notes=(*plan.notes, ENERGY_MODELLED))
+    return plan
 
 
 #: Note of a plan whose times are calibrated and whose energies are not.

@@ -41,6 +41,10 @@ class BackendError(QeilError):
     """An engine refused to compile or run a stage."""
 
 
+class FailoverError(QeilError):
+    """There is no plan that does without what was lost."""
+
+
 class InputError(QeilError):
     """What is handed to a compiled model does not fit it: tensors and signature, prompts and context, settings."""
 

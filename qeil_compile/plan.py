@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from .errors import ArtifactError
@@ -140,6 +140,22 @@ class Alternative:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """What takes over when something that the plan uses is lost.
+
+    `names` all mean the same loss: a placement, a device or an engine; `lost` are the placements that then may not be
+    used. `spare` is the number of the plan that does without them, or None; then `reason` says why there is none.
+    `notes` say which limits of the user that plan gives up: pins to what is lost, caps that nothing left can keep.
+    """
+
+    names: tuple[str, ...]
+    lost: tuple[str, ...]
+    spare: int | None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Plan:
     """One assignment of all operators, made executable. `units` groups stages that are lowered as one."""
@@ -164,6 +180,9 @@ class Plan:
     sensitivity: tuple[Sensitivity, ...] = ()
     #: By which share the objective's value may be above that of the best plan (None: no bound is known).
     gap: float | None = None
+    #: One entry per loss; several may share a spare. Spares have neither failovers nor spares.
+    failovers: tuple[Failover, ...] = ()
+    spares: tuple[Plan, ...] = ()
 
     @property
     def energy_range(self) -> tuple[float, float]:
@@ -179,7 +198,7 @@ class Plan:
     def from_json(data: Mapping[str, Any]) -> Plan:
         """Rebuild a plan. Raises `ArtifactError` naming the field that is missing or has the wrong form."""
         try:
-            return Plan(
+            plan = Plan(
                 **_typed(Plan, data),
                 stages=tuple(Stage(**_typed(Stage, s)) for s in data["stages"]),
                 transfers=tuple(Transfer(**_typed(Transfer, t)) for t in data["transfers"]),
@@ -192,9 +211,24 @@ class Plan:
                 ),
                 devices=tuple(DeviceState(**_typed(DeviceState, d)) for d in data["devices"]),
                 sensitivity=tuple(Sensitivity(**_typed(Sensitivity, s)) for s in data["sensitivity"]),
+                failovers=tuple(Failover(**_typed(Failover, f)) for f in data["failovers"]),
+                spares=tuple(_spare_from_json(s) for s in data["spares"]),
             )
+            _check_failovers(plan)
+            return plan
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"plan: missing or malformed field ({error}); compile the model again") from error
+
+    def without_spare(self, k: int, reason: str) -> Plan:
+        """The plan with one spare taken out; what it was for has `reason` instead."""
+
+        def moved(f: Failover) -> Failover:
+            if f.spare == k:
+                return replace(f, spare=None, reason=reason, notes=())
+            return replace(f, spare=f.spare - 1) if f.spare is not None and f.spare > k else f
+
+        spares = self.spares[:k] + self.spares[k + 1 :]
+        return replace(self, failovers=tuple(moved(f) for f in self.failovers), spares=spares)
 
     def sensitivity_text(self) -> list[str]:
         """The energy with its range, and each coefficient at which another plan becomes the better choice."""
@@ -221,7 +255,42 @@ class Plan:
         ]
         lines += [f"  device {d.device}: {device_text(d)}" for d in self.devices]
         lines += [f"  {line}" for line in self.sensitivity_text()]
+        lines += [f"  without {'/'.join(f.names)}: {self._failover_text(f)}" for f in self.failovers]
         return "\n".join(lines)
+
+    def _failover_text(self, f: Failover) -> str:
+        if f.spare is None:
+            return f"no plan ({f.reason})"
+        spare = self.spares[f.spare]
+        return (
+            f"{spare.strategy}, {len(spare.stages)} stages, latency {spare.objectives.latency * 1e3:.3f} ms, energy "
+            f"{spare.objectives.energy * 1e3:.3f} mJ{''.join(f'; {note}' for note in f.notes)}"
+        )
+
+
+def _spare_from_json(data: Mapping[str, Any]) -> Plan:
+    # Checked before it is read: a spare of a spare of a spare would nest without end.
+    if data["failovers"] or data["spares"]:
+        raise ValueError("a spare plan has spares of its own")
+    return Plan.from_json(data)
+
+
+def _check_failovers(plan: Plan) -> None:
+    """Raise `ValueError` where losses and spares do not belong together."""
+    names = [n for f in plan.failovers for n in f.names]
+    if len(set(names)) != len(names):
+        raise ValueError("failovers: a name occurs twice")
+    for f in plan.failovers:
+        if not f.names or not f.lost:
+            raise ValueError("failovers: an entry says not what is lost")
+        if (f.spare is None) != bool(f.reason) or (f.spare is not None and not 0 <= f.spare < len(plan.spares)):
+            raise ValueError(f"failover {f.names[0]} has spare {f.spare} of {len(plan.spares)} and reason {f.reason!r}")
+        if f.spare is not None and any(s.placement in f.lost for s in plan.spares[f.spare].stages):
+            raise ValueError(f"failover {f.names[0]} uses what is lost")
+    if {f.spare for f in plan.failovers} - {None} != set(range(len(plan.spares))):
+        raise ValueError("a spare plan is for no loss")
+    if any((s.model, s.target) != (plan.model, plan.target) for s in plan.spares):
+        raise ValueError("a spare plan is for another model or target")
 
 
 def device_text(d: DeviceState) -> str:
@@ -249,6 +318,7 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "str": lambda v: isinstance(v, str),
     "int": lambda v: type(v) is int,
     "float": lambda v: type(v) in (int, float),
+    "int | None": lambda v: v is None or type(v) is int,
     "float | None": lambda v: v is None or type(v) in (int, float),
     "bool": lambda v: isinstance(v, bool),
     "Label": lambda v: isinstance(v, str) and v in get_args(Label),

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from qeil_compile.api import Settings, price, trace
 from qeil_compile.api import lower_plan as lower
-from qeil_compile.artifact.write import manifest_digest
+from qeil_compile.artifact.folder import manifest_digest
 from qeil_compile.passes.partition import assign_plan
 from qeil_compile.runtime import Compiled
 
@@ -40,6 +42,22 @@ def tied() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return Tied().eval()
+
+
+def tiny(dynamic: bool = True) -> onnx.ModelProto:
+    """x [batch, 64] -> MatMul, Relu, MatMul, Add -> y."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32), n) for n in ("w1", "w2")]
+    batch = "batch" if dynamic else 2
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("MatMul", ["b", "w2"], ["c"], name="second"),
+        helper.make_node("Add", ["c", "x"], ["y"], name="add"),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, 64]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "tiny", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 TOKENS = torch.tensor([[1, 7, 49]])

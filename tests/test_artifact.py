@@ -654,11 +654,11 @@ def test_failure_midway_keeps_the_old(
 def test_nothing_is_left_when_the_first_write_fails(
     mixed: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Any, contents: Any) -> None:
+    def fail(self: Any, name: str, data: Any) -> None:
         (self.folder / "half").write_text("x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(importlib.import_module("qeil_compile.artifact.write")._Writer, "write", fail)
+    monkeypatch.setattr(importlib.import_module("qeil_compile.artifact.folder").ArtifactFolder, "json", fail)
     with pytest.raises(OutputError, match="disk full"):
         mixed.save(tmp_path / "m.qeil")
     assert leftovers(tmp_path) == []

@@ -15,31 +15,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from qeil_compile import api
-from qeil_compile.artifact.write import _Writer, digest, manifest_digest
+from qeil_compile.artifact.folder import ArtifactFolder, digest, manifest_digest
 from qeil_compile.cli import main
+from tests.artifacts import tiny
 
 ROOT = Path(__file__).parent.parent
 TARGET = "openvino:CPU,onnxruntime:CPU"
 Capture = pytest.CaptureFixture[str]
-
-
-def tiny(dynamic: bool = True) -> onnx.ModelProto:
-    """x [batch, 64] -> MatMul, Relu, MatMul, Add -> y."""
-    rng = np.random.default_rng(0)
-    weights = [numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32), n) for n in ("w1", "w2")]
-    batch = "batch" if dynamic else 2
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["a"], name="first"),
-        helper.make_node("Relu", ["a"], ["b"], name="relu"),
-        helper.make_node("MatMul", ["b", "w2"], ["c"], name="second"),
-        helper.make_node("Add", ["c", "x"], ["y"], name="add"),
-    ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, 64]) for n in ("x", "y")]
-    graph = helper.make_graph(nodes, "tiny", ends[:1], ends[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 @pytest.fixture(scope="module")
@@ -446,12 +431,12 @@ def test_termination_while_writing_leaves_nothing(
 ) -> None:
     seen: list[set[str]] = []
 
-    def killed(self: Any, contents: Any) -> None:
+    def killed(self: Any, name: str, data: Any) -> None:
         (self.folder / "half").write_text("half of it")
         seen.append(files(tmp_path))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_Writer, "write", killed)
+    monkeypatch.setattr(ArtifactFolder, "json", killed)
     arguments = ["compile", f"{models}/tiny.onnx", "-o", f"{tmp_path}/sub/o.qeil", "--dim", "batch=2", "--no-measure"]
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--target", TARGET])

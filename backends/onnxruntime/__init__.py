@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from qeil_compile.backends.base import EngineDevice, Executable, Support
+from qeil_compile.backends.base import DecoderStage, EngineDevice, Executable, Support
 from qeil_compile.backends.onnx_tools import ask_one_by_one, whole_program
 from qeil_compile.errors import BackendError
 from qeil_compile.forms.program import Form, Source, StageProgram
@@ -78,14 +78,34 @@ class OnnxRuntimeBackend:
         threads: int = 0,
     ) -> Executable:
         """Compile one ONNX stage for a provider. Never falls back to another provider."""
-        options = _options(device)
-        options.intra_op_num_threads = threads
-        if not exclusive:
-            # Waiting threads that spin would take the cores from the next stage's engine.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The session reads these arrays in place: a contiguous copy has to live as long as the session.
         weights = {name: np.ascontiguousarray(a) for name, a in weights.items()}
-        return _Executable(_session(program, weights, device, options), weights)
+        return _Executable(_session(program, weights, device, _settings(device, exclusive, threads)), weights)
+
+    def compile_decoder(
+        self,
+        program: StageProgram,
+        states: Mapping[str, str],
+        weights: Mapping[str, np.ndarray],
+        device: str,
+        exclusive: bool = True,
+        threads: int = 0,
+    ) -> DecoderStage:
+        """Compile a stage of a decoder, its states in buffers bound to the session."""
+        from qeil_compile.backends.onnxruntime.decoder import OrtDecoderStage
+
+        weights = {name: np.ascontiguousarray(a) for name, a in weights.items()}
+        session = _session(program, weights, device, _settings(device, exclusive, threads))
+        return OrtDecoderStage(session, states, weights)
+
+
+def _settings(device: str, exclusive: bool, threads: int) -> Any:
+    options = _options(device)
+    options.intra_op_num_threads = threads
+    if not exclusive:
+        # Waiting threads that spin would take the cores from the next stage's engine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _options(device: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from openvino.passes import ConstantFolding, Manager
 
-from qeil_compile.backends.base import EngineDevice, Executable, Support
+from qeil_compile.backends.base import DecoderStage, EngineDevice, Executable, Support
 from qeil_compile.backends.onnx_tools import ask_one_by_one, weights_as_inputs, whole_program
 from qeil_compile.errors import BackendError
 from qeil_compile.forms.program import Form, Source, StageProgram
@@ -131,6 +131,42 @@ class OpenVinoBackend:
             return _Executable(compiled, device, program.inputs, weights)
         except RuntimeError as error:
             raise BackendError(f"openvino:{device}: {_line(error)}") from error
+
+    def compile_decoder(
+        self,
+        program: StageProgram,
+        states: Mapping[str, str],
+        weights: Mapping[str, np.ndarray],
+        device: str,
+        exclusive: bool = True,
+        threads: int = 0,
+    ) -> DecoderStage:
+        """Compile a stage of a decoder, its states variables of the request."""
+        from qeil_compile.backends.openvino.decoder import OvDecoderStage, prepared, reading, with_variables
+
+        weights = _dense(weights)
+        try:
+            with reading(weights):
+                model = self._decoders.read_model(prepared(program.payload, weights))
+            _bind_weights(model, weights, False)
+            model = with_variables(model, states)
+            config = _config(device, threads)
+            if device.startswith("CPU"):
+                # Keys and values would be stored in 8 bits by default.
+                config["KV_CACHE_PRECISION"] = "f32"
+            compiled = self._decoders.compile_model(model, device, config)
+            return OvDecoderStage(compiled, states, weights, [o for o in program.outputs if o not in states.values()])
+        except Exception as error:  # the ONNX reader raises types of its own
+            raise BackendError(f"openvino:{device}: {_line(error)}") from error
+
+    @cached_property
+    def _decoders(self) -> Any:
+        """The core, with the translations of a decoder's operators."""
+        from qeil_compile.backends.openvino.decoder import extensions
+
+        for extension in extensions():
+            self.core.add_extension(extension)
+        return self.core
 
     def _read(self, program: StageProgram, weights: Mapping[str, np.ndarray], device: str) -> Any:
         payload = weights_as_inputs(program) if program.weights else program.payload

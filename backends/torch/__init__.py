@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import torch
 
-from qeil_compile.backends.base import EngineDevice, Executable, Support
+from qeil_compile.backends.base import DecoderStage, EngineDevice, Executable, Support
 from qeil_compile.backends.onnx_tools import whole_program
 from qeil_compile.errors import BackendError, first_line
 from qeil_compile.forms import fx_json
@@ -66,14 +66,42 @@ class TorchBackend:
 
         torch has one pool of threads: `threads` holds for the whole process from here on.
         """
-        if threads:
-            torch.set_num_threads(threads)
-        try:
-            where = torch.device(device)
-            torch.empty(0, device=where)
-        except (RuntimeError, AssertionError) as error:
-            raise BackendError(f"torch:{device}: {first_line(error)}") from error
+        where = _device(device, threads)
         return _Executable(_compile(program, weights, where), where, weights.values())
+
+
+    def compile_decoder(
+        self,
+        program: StageProgram,
+        states: Mapping[str, str],
+        weights: Mapping[str, np.ndarray],
+        device: str,
+        exclusive: bool = True,
+        threads: int = 0,
+    ) -> DecoderStage:
+        """Compile a stage of a decoder, its states tensors on the device. `threads` as in `compile`."""
+        from qeil_compile.backends.torch.decoder import TorchDecoderStage
+
+        where = _device(device, threads)
+        graph = onnx.load_model_from_string(program.payload).graph
+        shapes = {
+            i.name: [d.dim_value if d.HasField("dim_value") else None for d in i.type.tensor_type.shape.dim]
+            for i in graph.input
+        }
+        run = _compile(program, weights, where)
+        return TorchDecoderStage(run, shapes, [o.name for o in graph.output], states, where)
+
+
+def _device(name: str, threads: int) -> torch.device:
+    """The device, if it is here; sets the number of threads of the process. Raises `BackendError`."""
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        where = torch.device(name)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise BackendError(f"torch:{name}: {first_line(error)}") from error
+    return where
 
 
 def _compile(program: StageProgram, weights: Mapping[str, np.ndarray], device: torch.device) -> _Run:

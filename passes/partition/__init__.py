@@ -20,6 +20,7 @@ from qeil_compile.passes.partition.baselines import at_random, by_priority, engi
 from qeil_compile.passes.partition.bounds import ambient_leakage, lower_bounds
 from qeil_compile.passes.partition.chain import chain
 from qeil_compile.passes.partition.exact import Optimum, exhaustive, optimum
+from qeil_compile.passes.partition.failover import phase_failovers, with_failovers
 from qeil_compile.passes.partition.feasible import does_not_fit, overheats, thermal_note
 from qeil_compile.passes.partition.front import Candidate, Front
 from qeil_compile.passes.partition.greedy import greedy
@@ -44,22 +45,35 @@ __all__ = [
     "evaluate",
     "partition",
     "partition_phases",
+    "phase_failovers",
     "pin_labels",
+    "with_failovers",
 ]
 
 #: Plans of the search that are scheduled, beside the best of each scalarisation.
 _MOST_POINTS = 12
 
 
-def partition(costs: CostTable, settings: PartitionSettings | None = None) -> Front:
+def partition(
+    costs: CostTable,
+    settings: PartitionSettings | None = None,
+    known: Sequence[Candidate] = (),
+    near: Sequence[int] = (),
+) -> Front:
     """Candidates of all strategies that respect pins, ties, memory and thermal ceilings.
+
+    `known` are candidates of the same cost table: those that these settings allow are considered as well. `near` is an
+    assignment that these settings may not allow: plans that differ from it only where they must are considered.
 
     Raises `PinError` (a limit that no placement can honour), `CapacityError` (nothing fits: names pool, need
     and size), `ThermalError` (what fits would overheat a device: names it).
     """
     settings = settings or PartitionSettings()
     made = _Candidates(costs, settings)
+    made.add_known(known)
     made.add_starts()
+    if len(near):
+        made.add_near(np.asarray(near, dtype=np.int64))
     made.add_search()
     return made.front()
 
@@ -78,6 +92,26 @@ class _Candidates:
         self.problem = tables([Phase(costs.groups.graph.name, costs)], [self.allowed], self.tied)
         self.scale = np.ones(3)
         self.evaluations = 0
+
+    def add_known(self, known: Sequence[Candidate]) -> None:
+        """Candidates of another partition of the table that are allowed in this one, as they are."""
+        for candidate in known:
+            place = np.array(candidate.assignment, dtype=np.int64)
+            if self.allowed[np.arange(len(place)), place].all() and (self._tie(place) == place).all():
+                self.starts.append(place)
+                if self._wants(candidate.strategy):
+                    self.found.setdefault(candidate.assignment, candidate)
+
+    def add_near(self, near: np.ndarray) -> None:
+        """An assignment with all that is not allowed in it moved to one placement, for each placement."""
+        costs, allowed = self.costs, self.allowed
+        stays = allowed[np.arange(len(near)), near]
+        for p in np.flatnonzero(allowed[~stays].any(axis=0)):
+            place = self._tie(np.where(stays, near, single(costs, allowed, int(p))))
+            self.starts.append(place)
+            name = f"moved to {costs.placements[p].spec}"
+            if self._wants(name):
+                self.add(place, name)
 
     def _wants(self, name: str) -> bool:
         only = self.settings.only

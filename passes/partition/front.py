@@ -40,7 +40,8 @@ class Front:
 
     `lower_bounds`, by objective, hold for every plan whose stages follow the order of the graph, as `tables` values
     plans; the schedule may come out below where it lets groups of two segments overlap. `problem` is what the search
-    saw (None for an assignment made elsewhere), `evaluations` how many plans it valued.
+    saw (None for an assignment made elsewhere), `evaluations` how many plans it valued. `unit` is what weighted sums
+    are relative to; the best single placement if None.
     """
 
     costs: CostTable
@@ -49,6 +50,7 @@ class Front:
     notes: tuple[str, ...] = ()
     problem: Tables | None = field(default=None, repr=False, compare=False)
     evaluations: int = 0
+    unit: Objectives | None = None
 
     @cached_property
     def points(self) -> tuple[Candidate, ...]:
@@ -65,8 +67,8 @@ class Front:
         )
 
     def value(self, objective: str, objectives: Objectives) -> float:
-        """Weighted sum of the objectives, latency and energy relative to those of the best single placement."""
-        return parse_choice(objective).value(objectives, self.best_single.objectives)
+        """Weighted sum of the objectives, latency and energy relative to those of `reference`."""
+        return parse_choice(objective).value(objectives, self.reference)
 
     def gap(self, candidate: Candidate, objective: str) -> float | None:
         """By which share the candidate's value may be above the best of any plan; None where no bound is known."""
@@ -74,11 +76,16 @@ class Front:
         wl, we, wu = wanted.weights
         if self.problem is None:
             return None
-        best = self.best_single.objectives
+        best = self.reference
         bound = wu * self.lower_bounds["under_utilisation"]
         if wl or we:
             bound += weighted_bound(self.problem, wl / max(best.latency, 1e-30), we / max(best.energy, 1e-30))
         return gap(self.value(objective, candidate.objectives), bound)
+
+    @property
+    def reference(self) -> Objectives:
+        """What latency and energy count relative to in weighted sums."""
+        return self.unit or self.best_single.objectives
 
     @cached_property
     def best_single(self) -> Candidate:
@@ -109,8 +116,11 @@ class Front:
             ],
         }  # fmt: skip
 
-    def plan(self, candidate: Candidate, objective: str) -> Plan:
-        """The candidate as a plan; the others as its alternatives."""
+    def plan(self, candidate: Candidate, objective: str, ranges: bool = True) -> Plan:
+        """The candidate as a plan; the others as its alternatives.
+
+        `ranges` prices all again over the ranges of energy coefficients, which may take longer than the search.
+        """
         points = self.points
         alternatives = tuple(
             Alternative(
@@ -124,7 +134,7 @@ class Front:
             candidate.schedule.stages, candidate.schedule.transfers, _units(self.costs, candidate.sequence),
             candidate.objectives, self.lower_bounds, alternatives,
             (*self.notes, *worst_case_notes(self.costs, candidate.schedule)), devices=candidate.schedule.devices,
-            sensitivity=sensitivity(self, candidate, objective), gap=self.gap(candidate, objective),
+            sensitivity=sensitivity(self, candidate, objective) if ranges else (), gap=self.gap(candidate, objective),
         )  # fmt: skip
 
     def difference(self, a: Candidate, b: Candidate) -> str:

@@ -36,13 +36,17 @@ class JointPoint:
 
 @dataclass(frozen=True)
 class JointFront:
-    """Plans of several phases. `lower_bounds` are by objective, and hold for all plans as the search values them."""
+    """Plans of several phases. `lower_bounds` are by objective, and hold for all plans as the search values them.
+
+    `unit` is what weighted sums are relative to; the fastest plan on one placement if None.
+    """
 
     phases: tuple[Phase, ...]
     candidates: tuple[JointPoint, ...]
     lower_bounds: Mapping[str, float]
     problem: Tables
     evaluations: int
+    unit: Objectives | None = None
 
     @cached_property
     def points(self) -> tuple[JointPoint, ...]:
@@ -51,7 +55,9 @@ class JointFront:
 
     @cached_property
     def reference(self) -> Objectives:
-        """The fastest plan on one placement: the unit of weighted sums."""
+        """What latency and energy count relative to in weighted sums."""
+        if self.unit is not None:
+            return self.unit
         singles = [c for c in self.candidates if c.strategy.startswith("single ")] or list(self.candidates)
         return min((c.objectives for c in singles), key=lambda o: o.latency)
 
@@ -94,17 +100,27 @@ class JointFront:
             ],
         }  # fmt: skip
 
-    def plans(self, point: JointPoint, objective: str) -> dict[str, Plan]:
-        """An executable plan per phase, by its name; its objective values are those of one run of the phase."""
+    def plans(self, point: JointPoint, objective: str, ranges: bool = True) -> dict[str, Plan]:
+        """An executable plan per phase, by its name; its objective values are those of one run of the phase.
+
+        `ranges` as in `Front.plan`.
+        """
         found = {}
         for phase, assignment in zip(self.phases, point.assignments, strict=True):
             candidate: Candidate = evaluate(phase.costs, assignment, point.strategy)
-            found[phase.name] = Front(phase.costs, (candidate,), {}).plan(candidate, objective)
+            found[phase.name] = Front(phase.costs, (candidate,), {}).plan(candidate, objective, ranges)
         return found
 
 
-def partition_phases(phases: Sequence[Phase], settings: PartitionSettings | None = None) -> JointFront:
+def partition_phases(
+    phases: Sequence[Phase],
+    settings: PartitionSettings | None = None,
+    known: Sequence[JointPoint] = (),
+    near: Sequence[Sequence[int]] = (),
+) -> JointFront:
     """Plan several phases as one, under the limits of `settings`, which hold in every phase.
+
+    `known` and `near` as in `partition`, with an assignment per phase.
 
     Raises `PinError` for a limit that no placement can honour, `CapacityError` where nothing fits, `InputError` where
     phases do not belong together.
@@ -121,16 +137,25 @@ def partition_phases(phases: Sequence[Phase], settings: PartitionSettings | None
     usable = [k for k in range(len(names)) if all(a[:, k].any() for a in allowed)]
     singles = {k: [single(p.costs, a, k) for p, a in zip(phases, allowed, strict=True)] for k in usable}
     problem = tables(phases, allowed, tied, _arenas(phases, singles))
-    starts = {f"single {names[k]}": _tied(np.concatenate(parts), tied) for k, parts in singles.items()}
-    scale = reference(problem, list(starts.values()))
-    result = search(problem, list(starts.values()), settings.search, scale)
-    found = {
-        **starts,
-        **{f"pgsam {name}": place for name, (_, place) in result.best.items()},
-        **{f"pgsam front {k + 1}": place for k, place in enumerate(result.places)},
-    }
+    able = np.concatenate(allowed)
+    starts = [(f"single {names[k]}", _tied(np.concatenate(parts), tied, able)) for k, parts in singles.items()]
+    scale = reference(problem, [place for _, place in starts])
+    starts += [(p.strategy, place) for p in known if (place := _if_allowed(p.assignments, able, tied)) is not None]
+    if near:
+        place = np.concatenate([np.array(a, dtype=np.int64) for a in near])
+        stays = able[np.arange(len(place)), place]
+        starts += [
+            (f"moved to {names[k]}", _tied(np.where(stays, place, np.concatenate(parts)), tied, able))
+            for k, parts in singles.items()
+        ]
+    result = search(problem, [place for _, place in starts], settings.search, scale)
+    found = [
+        *starts,
+        *((f"pgsam {name}", place) for name, (_, place) in result.best.items()),
+        *((f"pgsam front {k + 1}", place) for k, place in enumerate(result.places)),
+    ]
     unique: dict[bytes, JointPoint] = {}
-    for name, place in found.items():
+    for name, place in found:
         value = value_of(problem, place)
         if value[3] == 0:
             parts = tuple(tuple(int(p) for p in part) for part in np.split(place, first[1:-1]))
@@ -140,7 +165,8 @@ def partition_phases(phases: Sequence[Phase], settings: PartitionSettings | None
             f"phases {', '.join(p.name for p in phases)}: no joint plan found fits the memories of target "
             f"{phases[0].costs.target.name}; use a target with more memory or a smaller model"
         )
-    bounds = lower_bounds(problem, scale, list(found.values())[: len(starts) + len(SCALES)])
+    seeds = [place for _, place in found[: len(starts) + len(SCALES)]]
+    bounds = lower_bounds(problem, scale, seeds)
     limits = {"latency": bounds.latency, "energy": bounds.energy, "under_utilisation": bounds.under_utilisation}
     return JointFront(tuple(phases), tuple(unique.values()), limits, problem, result.evaluations)
 
@@ -157,8 +183,18 @@ def _arenas(phases: Sequence[Phase], singles: Mapping[int, Sequence[np.ndarray]]
     return found
 
 
-def _tied(place: np.ndarray, tied: Sequence[Sequence[int]]) -> np.ndarray:
-    """Each class of tied groups on the placement that most of it is on."""
-    for members in tied:
-        place[list(members)] = np.bincount(place[list(members)]).argmax()
+def _if_allowed(
+    assignments: Sequence[Sequence[int]], allowed: np.ndarray, tied: Sequence[Sequence[int]]
+) -> np.ndarray | None:
+    """Assignments of all phases as one, or None where they break a limit."""
+    place = np.concatenate([np.array(a, dtype=np.int64) for a in assignments])
+    together = all(len(set(place[list(members)])) == 1 for members in tied)
+    return place if together and allowed[np.arange(len(place)), place].all() else None
+
+
+def _tied(place: np.ndarray, tied: Sequence[Sequence[int]], allowed: np.ndarray) -> np.ndarray:
+    """Each class of tied groups on the allowed placement that most of it is on."""
+    for members in map(list, tied):
+        votes = np.bincount(place[members], minlength=allowed.shape[1])
+        place[members] = np.where(allowed[members].all(axis=0), votes, -1).argmax()
     return place

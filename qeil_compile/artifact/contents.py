@@ -26,7 +26,8 @@ class Golden:
 
 @dataclass(frozen=True)
 class Contents:
-    """A compiled model as plain data. `weight` gives the array of a weight key."""
+    """A compiled model as plain data. `weight` gives the array of a weight key; `spares` are the units of each spare
+    plan."""
 
     graph: OpGraph
     plan: Plan
@@ -38,3 +39,12 @@ class Contents:
     engines: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     timings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    spares: Sequence[Sequence[LoweredUnit]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of an artifact's files, and by how many they are more than without failover plans."""
+
+    total: int
+    failover: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -18,16 +19,28 @@ from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
 
 from .contents import Contents, Golden
+from .folder import SCHEMA, manifest_digest
 from .store import MANIFEST, MANIFEST_LIMIT, Store, check_name, open_store, verify_files
-from .write import SCHEMA, manifest_digest
 
 
 def read(path: str | Path) -> Contents:
     """Verify and read an artifact. Raises `ArtifactError`; no engine has seen a byte by then."""
     store = open_store(Path(path))
     manifest = read_manifest(store)
-    try:
+    if manifest.get("kind") != "model":
+        raise ArtifactError(
+            f"{store.path}: holds a {manifest.get('kind')!r:.20}, expected a model; a decoder is run by qeil run "
+            "--prompt, qeil chat and qeil_compile.load_decoder"
+        )
+    with refused_fields(store):
         return _contents(store, manifest)
+
+
+@contextlib.contextmanager
+def refused_fields(store: Store) -> Iterator[None]:
+    """What a malformed field makes of Python becomes an `ArtifactError`."""
+    try:
+        yield
     except ArtifactError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, QeilError) as error:
@@ -64,20 +77,15 @@ def read_manifest(store: Store) -> dict[str, Any]:
 
 def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
     files = verify_files(store, manifest["files"])
-    tensors = _Tensors(store, files)
+    tensors = Tensors(store, files)
     plan = Plan.from_json(json.loads(bytes(files["plan.json"])))
-    units: list[LoweredUnit] = []
     weights: dict[str, np.ndarray] = {}
-    for unit in manifest["units"]:
-        program = _program(store, unit, files)
-        # All of them now: a malformed reference must not wait for the engine that needs it.
-        weights.update({key: tensors.array(unit["weights"][name]) for name, key in program.weights.items()})
-        indices = tuple(_integers(unit["stages"]))
-        stages = [plan.stages[i] for i in indices]
-        placements, devices = tuple(s.placement for s in stages), tuple(s.device for s in stages)
-        if not stages or list(placements) != list(strings(unit["placements"])):
-            raise ArtifactError(f"{store.path}: unit {len(units)} and plan disagree about placements; refused")
-        units.append(LoweredUnit(indices, placements, devices, program))
+    units = read_units(store, manifest["units"], plan, files, tensors, weights)
+    listed = manifest["spares"]
+    if not isinstance(listed, list) or len(listed) != len(plan.spares):
+        raise ArtifactError(f"{store.path}: manifest and plan list different numbers of failover plans; refused")
+    pairs = zip(listed, plan.spares, strict=True)
+    spares = [read_units(store, s["units"], p, files, tensors, weights) for s, p in pairs]
     golden = Golden(
         *({n: tensors.array(r) for n, r in manifest["golden"][k].items()} for k in ("inputs", "outputs", "boundaries"))
     )
@@ -87,10 +95,34 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
         graph, plan, units, weights.__getitem__,
         golden, Workload(manifest["workload"]["dims"]), mapping(json.loads(bytes(files["costs.json"]))),
         {k: text(v) for k, v in manifest["engines"].items()}, _numbers(manifest["seconds"]),
-        {k: _numbers(v) for k, v in manifest["timings"].items()},
+        {k: _numbers(v) for k, v in manifest["timings"].items()}, spares,
     )  # fmt: skip
-    _check_wiring(store, contents)
+    for some, of in ((units, plan), *zip(spares, plan.spares, strict=True)):
+        check_wiring(store, graph.inputs, graph.outputs, some, of)
     return contents
+
+
+def read_units(
+    store: Store,
+    listed: Sequence[Mapping[str, Any]],
+    plan: Plan,
+    files: Mapping[str, memoryview],
+    tensors: Tensors,
+    weights: dict[str, np.ndarray],
+) -> list[LoweredUnit]:
+    """The units of one plan; their weights are added to `weights`."""
+    units: list[LoweredUnit] = []
+    for unit in listed:
+        program = _program(store, unit, files)
+        # All of them now: a malformed reference must not wait for the engine that needs it.
+        weights.update({key: tensors.array(unit["weights"][name]) for name, key in program.weights.items()})
+        indices = tuple(_integers(unit["stages"]))
+        stages = [plan.stages[i] for i in indices]
+        placements, devices = tuple(s.placement for s in stages), tuple(s.device for s in stages)
+        if not stages or list(placements) != list(strings(unit["placements"])):
+            raise ArtifactError(f"{store.path}: unit {len(units)} and plan disagree about placements; refused")
+        units.append(LoweredUnit(indices, placements, devices, program))
+    return units
 
 
 def _program(store: Store, unit: Mapping[str, Any], files: Mapping[str, memoryview]) -> StageProgram:
@@ -116,7 +148,7 @@ def _numbers(values: Any) -> dict[str, float]:
     return dict(values)
 
 
-class _Tensors:
+class Tensors:
     """Arrays over verified files."""
 
     def __init__(self, store: Store, files: Mapping[str, memoryview]) -> None:
@@ -137,22 +169,24 @@ class _Tensors:
         return np.frombuffer(data, dtype=np.uint8).view(kind).reshape(shape)
 
 
-def _check_wiring(store: Store, contents: Contents) -> None:
+def check_wiring(
+    store: Store, inputs: Sequence[str], outputs: Sequence[str], units: Sequence[LoweredUnit], plan: Plan
+) -> None:
     """Every unit reads what exists by then, and every output is written: a plan cannot read out of bounds."""
-    known = set(contents.graph.inputs)
-    for k, unit in enumerate(contents.units):
+    known = set(inputs)
+    for k, unit in enumerate(units):
         missing = [n for n in unit.program.inputs if n not in known]
         if missing:
             raise ArtifactError(f"{store.path}: unit {k} reads {missing[0]}, which nothing before it writes; refused")
         known |= set(unit.program.outputs)
-    lost = [n for n in contents.graph.outputs if n not in known]
+    lost = [n for n in outputs if n not in known]
     if lost:
         raise ArtifactError(f"{store.path}: output {lost[0]} is written by no unit; refused")
-    stages = [s for u in contents.units for s in u.stages]
-    if stages != [s.index for s in contents.plan.stages] or stages != list(range(len(stages))):
+    stages = [s for u in units for s in u.stages]
+    if stages != [s.index for s in plan.stages] or stages != list(range(len(stages))):
         raise ArtifactError(f"{store.path}: units and plan list different stages; refused")
-    placed = [p for u in contents.units for p in u.placements]
-    if placed != [s.placement for s in contents.plan.stages]:
+    placed = [p for u in units for p in u.placements]
+    if placed != [s.placement for s in plan.stages]:
         raise ArtifactError(f"{store.path}: units and plan place stages differently; refused")
-    if any(not u.stages or len({p.partition(":")[0] for p in u.placements}) > 1 for u in contents.units):
+    if any(not u.stages or len({p.partition(":")[0] for p in u.placements}) > 1 for u in units):
         raise ArtifactError(f"{store.path}: a unit has no stages or stages of several engines; refused")

@@ -10,17 +10,23 @@ from typing import Annotated, Any
 
 import typer
 
-from qeil_compile import api
+from qeil_compile import api, language
+from qeil_compile.errors import InputError
 from qeil_compile.ir import Workload
 from qeil_compile.plan import Plan
 
-from . import arguments
+from . import arguments, decoder
 from .console import TIMING_COLUMNS, mj, ms, print_json, progress, say, table, timing_rows
+from .explain import failovers
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="An .onnx or .pt2 file, or `demo` for the bundled model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Artifact to write: a folder, or NAME.zip.")],
+    model: Annotated[
+        str, typer.Argument(help="An .onnx or .pt2 file, a checkpoint folder, a llama2.c .bin, a family, or demo.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Artifact to write: a folder, or NAME.zip.")
+    ] = None,
     target: Annotated[
         str, typer.Option(help="host, a profile's name (qeil devices list), a .toml file, or openvino:CPU,torch:cpu")
     ] = "host",
@@ -46,6 +52,7 @@ def command(
     ] = None,
     measure: Annotated[bool, typer.Option(help="Time the plan against every single device.")] = True,
     verify: Annotated[bool, typer.Option(help="Refuse a plan that differs from the unpartitioned model.")] = True,
+    failover: Annotated[bool, typer.Option(help="Also plan for the loss of what the plan uses.")] = True,
     fuse: Annotated[bool, typer.Option(help="Price operators that an engine fuses as one.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each engine; 0: its own choice.")] = 0,
     duration: Annotated[
@@ -53,42 +60,98 @@ def command(
     ] = None,
     ambient: Annotated[float | None, typer.Option(metavar="C", help="Ambient temperature of every device.")] = None,
     ceiling: Annotated[float, typer.Option(help="Share of a device's limit that it must stay below.")] = 0.85,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Language models: tokens of a prompt.")] = 256,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Language models: tokens of a sample.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Language models: samples of a prompt.")] = 1,
+    prompts: Annotated[int, typer.Option(min=1, help="Language models: prompts at once.")] = 1,
+    buckets: Annotated[
+        str, typer.Option(metavar="ROWS:SHARE,...", help="Language models: live rows planned apart (all rows).")
+    ] = "",
+    weights: Annotated[
+        str, typer.Option(metavar="auto|fp32|fp16|int8|int4", help="Language models: form of the weights.")
+    ] = "fp32",
+    perplexity_budget: Annotated[
+        float, typer.Option(min=0, help="By which share `--weights auto` may raise perplexity.")
+    ] = 0.02,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Text to measure perplexity on.")] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Random weights for a family without any, to time its shape.")
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Language models: plan, read no weights.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the search and of random sample inputs.")] = 0,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON.")] = None,
 ) -> None:
     """Compile a model into an artifact, and say which operator goes where."""
-    api.check_output(output, overwrite)
     report = Path(as_json) if as_json not in (None, "-") else None
     if report is not None:
         arguments.check_file(report, ".json", overwrite)
     conditions = api.Conditions(duration=inf if duration is None else duration, ceiling=ceiling, ambient=ambient)
     settings = api.Settings(
         target, objective, arguments.pins(pin or []), tuple(together or ()), tuple(forbid or ()), tuple(strategy or ()),
-        seed, search_seconds, measure, fuse, conditions, verify, threads,
+        seed, search_seconds, measure, fuse, conditions, verify, threads, failover,
     )  # fmt: skip
+    if language.is_decoder(model):
+        wanted = decoder.Wanted(prompt_tokens, new_tokens, samples, prompts, buckets, weights, perplexity_budget, text,
+                                random_weights)  # fmt: skip
+        _compile_decoder(model, None if plan_only else output, wanted, settings, overwrite, report, as_json)
+        return
+    if output is None:
+        raise InputError("no --output given: expected the artifact to write, such as -o model.qeil")
+    api.check_output(output, overwrite)
     workload = Workload(arguments.dimensions(dim or []))
-    samples = arguments.arrays(input or [], inputs)
+    given = arguments.arrays(input or [], inputs)
     with progress() as step:
         if model == "demo":
             from qeil_compile.demo import compile_demo
 
-            compiled = compile_demo(workload, samples, settings, seed, step)
+            compiled = compile_demo(workload, given, settings, seed, step)
         else:
             compiled = api.aot_compile(
-                model, workload=workload, inputs=samples, settings=settings, seed=seed, progress=step
+                model, workload=workload, inputs=given, settings=settings, seed=seed, progress=step
             )
         step("save", 0, 1)
-        compiled.save(output, overwrite)
+        sizes = compiled.save(output, overwrite)
         step("save", 1, 1)
-    data = _report(compiled, output)
+    data = _report(compiled, output) | {"bytes": asdict(sizes)}
     if report is not None:
         arguments.write_text(report, json.dumps(data, indent=1))
     if as_json == "-":
         print_json(data)
     else:
         show(compiled)
-        say(f"wrote {output}; next: qeil verify {output}; qeil explain {output}; qeil run {output}")
+        say(f"wrote {output}: {sizes.total / 1e6:.3f} MB, of which failover plans {sizes.failover / 1e6:.3f} MB")
+        say(f"next: qeil verify {output}; qeil explain {output}; qeil run {output}")
+
+
+def _compile_decoder(
+    model: str, output: Path | None, wanted: decoder.Wanted, settings: api.Settings, overwrite: bool,
+    report: Path | None, as_json: str | None,
+) -> None:  # fmt: skip
+    if output is None:
+        with progress() as step:
+            step("plan", 0, 1)
+            plans = decoder.plan_model(model, wanted, settings)
+            step("plan", 1, 1)
+        data: dict[str, Any] = {f: {n: p.to_json() for n, p in q.plans.items()} for f, q in plans.items()}
+    else:
+        api.check_output(output, overwrite)
+        with progress() as step:
+            compiled = decoder.compile_model(model, wanted, settings, step)
+            step("save", 0, 1)
+            sizes = compiled.save(output, overwrite)
+            step("save", 1, 1)
+        data = decoder.report(compiled) | {"output": str(output), "bytes": asdict(sizes)}
+    if report is not None:
+        arguments.write_text(report, json.dumps(data, indent=1))
+    if as_json == "-":
+        print_json(data)
+    elif output is None:
+        decoder.show_plans(model, plans)
+    else:
+        decoder.show(compiled)
+        say(f"wrote {output}: {sizes.total / 1e6:.3f} MB")
+        say(f"next: qeil run {output} --prompt 'Once upon a time'; qeil chat {output}; qeil bench llm {output}")
 
 
 def _report(compiled: api.Compiled, output: Path) -> dict[str, Any]:
@@ -113,6 +176,7 @@ def show(compiled: api.Compiled) -> None:
     table(title, ("stage", "placement", "device", "operators [1]", "time [ms]", "entry [ms]", "energy [mJ]"), rows)
     say(objectives(plan))
     table("one run (measured)", TIMING_COLUMNS, timing_rows({n: asdict(t) for n, t in compiled.timings.items()}))
+    failovers(compiled.explain())
     for placement, reason in emulated.items():
         say(f"emulated: {placement} is not on this machine, another device stands in ({reason})")
     for note in plan.notes:

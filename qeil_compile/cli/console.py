@@ -14,6 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+#: Called with the name of a step, how much of it is done, and how much there is.
+Step = Callable[[str, int, int], None]
+
 
 @dataclass
 class Options:
@@ -75,7 +78,7 @@ def us(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Step]:
     """A callback that draws one bar per step on standard error; silent without a terminal or with --quiet."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -128,6 +128,18 @@ def _choice(found: api.Explanation) -> None:
         say(f"  {line}")
 
 
+def failovers(found: api.Explanation) -> None:
+    """What takes over when something that the plan uses is lost."""
+    rows = [
+        [" = ".join(f.lost), f.strategy or "none", ", ".join(f.placements), f.stages or "",
+         "" if f.latency is None else ms(f.latency), "" if f.energy is None else mj(f.energy),
+         "; ".join((*([f.reason] if f.reason else []), *f.notes))]
+        for f in found.failovers
+    ]  # fmt: skip
+    columns = ("lost", "plan", "placements", "stages [1]", "latency [ms]", "energy [mJ]", "why not, what is given up")
+    table(f"failover plans ({found.label})", columns, rows)
+
+
 def _whole(found: api.Explanation) -> None:
     rows = [
         [a.strategy, a.stages, ms(a.objectives.latency), mj(a.objectives.energy),
@@ -137,6 +149,7 @@ def _whole(found: api.Explanation) -> None:
     columns = ("strategy", "stages [1]", "latency [ms]", "energy [mJ]", "under-utilisation [1]", "on front", "chosen")
     table(f"alternatives considered ({found.label})", columns, rows)
     _choice(found)
+    failovers(found)
     table("one run (measured)", TIMING_COLUMNS, timing_rows(found.timings))
     for u in found.unknown:
         say(f"unknown cost: {u.count} x {u.type}, {u.share_of_bytes:.1%} of all bytes ({found.label})")

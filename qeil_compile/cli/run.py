@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from qeil_compile import api
+from qeil_compile import api, language
+from qeil_compile.errors import InputError
 
-from . import arguments
+from . import arguments, decoder
 from .console import ms, print_json, progress, say, table
 
 
@@ -23,9 +24,27 @@ def command(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing --output.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 10,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each engine; 0: its own choice.")] = 0,
+    prompt: Annotated[list[str] | None, typer.Option(help="Language models: a prompt; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option("-k", "--samples", min=1, help="Samples of each prompt.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Only the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Only the likeliest tokens of this mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="Only tokens of this share of the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens seen before.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a sample; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Run an artifact; without inputs, on the sample inputs that it holds."""
+    if language.is_decoder_artifact(artifact):
+        sampling = language.Sampling(
+            repetition_penalty, temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop or ()), n=samples
+        )
+        decoder.generate(artifact, prompt or [], sampling, threads, as_json)
+        return
+    if prompt:
+        raise InputError(f"{artifact}: holds no language model, which --prompt is for; give --input or --inputs")
     if output is not None:
         arguments.check_file(output, ".npz", overwrite)
     given = arguments.arrays(input or [], inputs)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qeil_compile import api
+from qeil_compile.errors import QeilError, TargetError
 
 from .console import progress, say, table
 
@@ -15,6 +16,7 @@ from .console import progress, say, table
 def command(
     artifact: Annotated[Path, typer.Argument(help="Artifact written by qeil compile.")],
     units: Annotated[bool, typer.Option("--units", help="Also check every unit alone against the reference.")] = False,
+    failover: Annotated[bool, typer.Option(help="Also check the outputs of failover plans.")] = True,
 ) -> None:
     """Check every file's hash, then the outputs against those of the unpartitioned model; exit 1 if they differ."""
     compiled = api.load(artifact)
@@ -28,6 +30,26 @@ def command(
         say(f"output {difference.as_text()}")
     stood_in = f"; stand-ins ran {', '.join(compiled.emulated)} (emulated)" if compiled.emulated else ""
     say(f"verified: {len(found)} outputs agree with the unpartitioned model{stood_in}")
+    if failover:
+        _failovers(compiled)
+
+
+def _failovers(compiled: api.Compiled) -> None:
+    """Each spare plan by itself; one whose engine is not installed is told, for the plan itself does without it."""
+    for k, plan in enumerate(compiled.plan.spares):
+        name = f"without {' or '.join(n for f in compiled.plan.failovers if f.spare == k for n in f.names)}"
+        spare = compiled.spare(k)
+        try:
+            emulated = spare.emulated
+        except TargetError as error:
+            say(f"{name}: not verified here, {plan.strategy} cannot run ({error})")
+            continue
+        try:
+            found = spare.verify()
+        except QeilError as error:
+            raise type(error)(f"failover plan {plan.strategy} ({name}): {error}") from error
+        stood_in = f" (emulated: {', '.join(emulated)})" if emulated else ""
+        say(f"{name}: {len(found)} outputs of {plan.strategy} agree{stood_in}")
 
 
 def _units(compiled: api.Compiled) -> None:

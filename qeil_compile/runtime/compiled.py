@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qeil_compile.artifact import Contents, Golden, write
+from qeil_compile.artifact import Contents, Golden, Sizes, write
 from qeil_compile.backends import backend, found_devices
-from qeil_compile.errors import ArtifactError, InputError, VerificationError
+from qeil_compile.errors import ArtifactError, InputError, TargetError, VerificationError
 from qeil_compile.frontends.traced import CallSpec, check_input, numpy_dtype
 from qeil_compile.ir import OpGraph, Workload
 from qeil_compile.passes.lower import LoweredUnit
@@ -21,13 +22,14 @@ from qeil_compile.plan import Plan
 from .compare import Difference, compare
 from .executor import Executor, build_executor, compile_unit
 from .explain import Explanation, explain
+from .failover import spare_for
 from .measure import Timing, interleaved, repeated
 from .resolve import Resolved, resolve
 
 
 @dataclass
 class Compiled:
-    """A plan with its lowered units. Engines are started on the first run."""
+    """A plan with its lowered units, and those of its spare plans. Engines are started on the first run."""
 
     graph: OpGraph
     plan: Plan
@@ -42,6 +44,35 @@ class Compiled:
     timings: Mapping[str, Timing] = field(default_factory=dict)
     #: CPU threads of each engine; 0 leaves the number to the engine.
     threads: int = 0
+    #: Units of each of `plan.spares`.
+    spares: Sequence[Sequence[LoweredUnit]] = ()
+    _without: dict[int, Compiled] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def failovers(self) -> dict[str, Plan]:
+        """Name of what may be lost (placement, device, engine) -> the plan that does without it, where there is one."""
+        plan = self.plan
+        return {n: plan.spares[f.spare] for f in plan.failovers if f.spare is not None for n in f.names}
+
+    def without(self, *lost: str) -> Compiled:
+        """The model compiled without placements ("openvino:CPU"), devices ("gpu") or engines ("openvino").
+
+        Nothing is compiled but the stages of that plan, on its first run; it is the same object each time. This object
+        itself where its plan uses nothing of what is lost. Raises `FailoverError` where no plan does without it, and
+        why; `InputError` for a name that the target does not have.
+        """
+        k = spare_for(self.plan, self.costs, lost)
+        if k is None:
+            return self
+        # Of several threads that ask at once all get the same one.
+        return self._without.setdefault(k, self.spare(k))
+
+    def spare(self, k: int) -> Compiled:
+        """Spare plan k, with nothing started; it shares the weights of this one."""
+        return replace(
+            self, plan=self.plan.spares[k], units=self.spares[k], golden=replace(self.golden, boundaries={}),
+            spares=(), seconds={}, timings={},
+        )  # fmt: skip
 
     @cached_property
     def resolved(self) -> dict[str, Resolved]:
@@ -161,11 +192,14 @@ class Compiled:
         return checked
 
     def _first_difference(self) -> str:
-        for unit, differences in self.verify_units():
+        checked = self.verify_units()
+        for unit, differences in checked:
             wrong = next((d for d in differences if not d.ok), None)
             if wrong is not None:
                 names = "+".join(str(s) for s in unit.stages)
                 return f"the first stage that differs is {names} on {'+'.join(unit.placements)}: {wrong.as_text()}"
+        if len(checked) < len(self.units):
+            return f"{len(checked)} of {len(self.units)} units could be checked alone, and agree with the reference"
         return "every stage alone agrees with the reference; the error builds up over the stages"
 
     def measure(self, others: Mapping[str, Compiled] | None = None, seconds: float = 1.0) -> dict[str, Timing]:
@@ -185,18 +219,26 @@ class Compiled:
         """Which operator goes where, why not elsewhere, and what each boundary costs."""
         return explain(self)
 
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
+    def save(self, path: str | Path, overwrite: bool = False) -> Sizes:
         """Write the artifact, whole or not at all. Raises `OutputError` when it exists or cannot be written."""
-        write(self.contents(), path, overwrite)
+        return write(self.contents(), path, overwrite)
 
     def contents(self) -> Contents:
         """Everything an artifact holds."""
-        engines = {r.engine: backend(r.engine).version() for r in self.resolved.values()}
+        engines = {r.engine: backend(r.engine).version() for r in self.resolved.values()} | self._spare_engines()
         timings = {name: asdict(t) for name, t in self.timings.items()}
         return Contents(
             self.graph, self.plan, self.units, self.weight, self.golden, self.workload, self.costs, engines,
-            self.seconds, timings,
+            self.seconds, timings, self.spares,
         )  # fmt: skip
+
+    def _spare_engines(self) -> dict[str, str]:
+        """Versions of the engines that spare plans need, as far as they are installed."""
+        found = {}
+        for name in dict.fromkeys(u.engine for units in self.spares for u in units):
+            with contextlib.suppress(TargetError):
+                found[name] = backend(name).version()
+        return found
 
     @staticmethod
     def from_contents(contents: Contents) -> Compiled:
@@ -207,5 +249,5 @@ class Compiled:
             raise ArtifactError(f"timings: malformed ({error}); compile the model again") from error
         return Compiled(
             contents.graph, contents.plan, contents.units, contents.weight, contents.golden, contents.workload,
-            contents.costs, seconds=dict(contents.seconds), timings=timings,
+            contents.costs, seconds=dict(contents.seconds), timings=timings, spares=contents.spares,
         )  # fmt: skip

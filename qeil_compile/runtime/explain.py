@@ -109,6 +109,22 @@ class Unknown:
     share_of_bytes: float
 
 
+@dataclass(frozen=True, slots=True)
+class FailoverRow:
+    """What takes over when what `lost` names (placement, device, engine) is lost: a plan with its latency [s] and
+    energy [J], or the `reason` why there is none. `notes` say which limits it gives up."""
+
+    lost: tuple[str, ...]
+    strategy: str
+    placements: tuple[str, ...]
+    stages: int
+    latency: float | None
+    energy: float | None
+    reason: str
+    notes: tuple[str, ...]
+    label: str
+
+
 @dataclass(frozen=True)
 class Explanation:
     """The account of one plan."""
@@ -136,6 +152,7 @@ class Explanation:
     ranges: tuple[str, ...]
     #: The chosen plan beside its rivals: gap, nearest other plan, and what would change the choice.
     decision: Decision
+    failovers: tuple[FailoverRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Stable JSON form."""
@@ -157,6 +174,7 @@ class Explanation:
             [f"alternatives ({self.label})", *map(_alternative_text, self.alternatives)],
             [f"choice ({self.label})", *(f"  {line}" for line in self.decision.as_text())],
             [f"ranges of energy coefficients ({self.label})", *(f"  {line}" for line in self.ranges)],
+            [f"failover plans ({self.label})", *map(_failover_text, self.failovers)],
             ["timings (measured)", *(f"  {n}: {t['median'] * 1e3:.3f} ms" for n, t in self.timings.items())],
             ["emulated here", *(f"  {p}: {why}" for p, why in self.emulated.items())],
             ["operators of unknown cost", *(f"  {u.count} x {u.type}: {u.share_of_bytes:.1%}" for u in self.unknown)],
@@ -184,8 +202,22 @@ def explain(compiled: Compiled) -> Explanation:
         {name: {**asdict(t), "label": "measured"} for name, t in compiled.timings.items()},
         emulated, plan.lower_bounds, plan.pins, plan.notes,
         tuple(Unknown(*u) for u in costs.get("unknown", ())), plan.devices, plan.sensitivity,
-        tuple(plan.sensitivity_text()), decide(plan),
+        tuple(plan.sensitivity_text()), decide(plan), _failovers(plan),
     )  # fmt: skip
+
+
+def _failovers(plan: Plan) -> tuple[FailoverRow, ...]:
+    rows = []
+    for f in plan.failovers:
+        if f.spare is None:
+            rows.append(FailoverRow(f.names, "", (), 0, None, None, f.reason, f.notes, plan.label))
+            continue
+        spare = plan.spares[f.spare]
+        used, o = tuple(dict.fromkeys(s.placement for s in spare.stages)), spare.objectives
+        rows.append(
+            FailoverRow(f.names, spare.strategy, used, len(spare.stages), o.latency, o.energy, "", f.notes, spare.label)
+        )
+    return tuple(rows)
 
 
 def _emulated(compiled: Compiled) -> dict[str, str]:
@@ -304,6 +336,17 @@ def _boundary_text(b: Boundary) -> str:
     return (
         f"  {b.source} -> {b.target}: {b.placements[0]} -> {b.placements[1]}, {b.nbytes} B, {b.seconds * 1e6:.2f} us, "
         f"{b.joules * 1e6:.2f} uJ: {moved or 'nothing'}"
+    )
+
+
+def _failover_text(f: FailoverRow) -> str:
+    head = f"  without {' = '.join(f.lost)}: "
+    if f.latency is None or f.energy is None:
+        return f"{head}no plan: {f.reason}"
+    notes = "".join(f"; {note}" for note in f.notes)
+    return (
+        f"{head}{f.strategy} on {', '.join(f.placements)}, {f.stages} stages, {f.latency * 1e3:.4f} ms, "
+        f"{f.energy * 1e3:.4f} mJ{notes}"
     )
 
 

@@ -142,6 +142,15 @@ def _rotary(node: Node) -> Kernel:
     return run
 
 
+def _appended(past: Tensor, new: Tensor, place: Tensor) -> Tensor:
+    """Keys [b, h, past, w] with new ones [b, h, n, w] at `place` [b, n]; at the end where all rows are full."""
+    joined = torch.cat([past, new], 2)
+    if past.shape[2] and bool((place[:, 0] < past.shape[2]).any()):
+        at = place[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
+        joined.scatter_(2, at, new)
+    return joined
+
+
 @rule("GroupQueryAttention", domain=MS)
 def _group_query_attention(node: Node) -> Kernel:
     heads, kv_heads = node.attr("num_heads"), node.attr("kv_num_heads")
@@ -163,18 +172,19 @@ def _group_query_attention(node: Node) -> Kernel:
         q, k, v = split_heads(q, heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
         count = q.shape[2]
         past = 0 if past_key is None else past_key.shape[2]
-        # `last` holds, per batch, the index of the last valid key.
-        valid = last.reshape(-1).to(torch.int64) + 1
-        if past_key is not None and bool((valid != past + count).any()):
-            raise fail(node, "a past buffer longer than its valid part has no rule")
-        place = past + torch.arange(count, device=q.device).unsqueeze(0)
+        # `last` holds, per row, the index of its last valid key; new keys of a row that has fewer than others stand
+        # inside the buffer. Without a past, padding follows the row's own tokens.
+        start = last.reshape(-1, 1).to(torch.int64) + 1 - count if past else torch.zeros_like(last.reshape(-1, 1))
+        if past and bool((start > past).any()):
+            raise fail(node, "more valid keys than the past buffer and the new ones together hold")
+        place = start + torch.arange(count, device=q.device)
         if rotary:
             turn = F.embedding(place, cos), F.embedding(place, sin)
             size = 2 * cos.shape[-1]
             q = rotate(q.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
             k = rotate(k.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
         if past_key is not None:
-            k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
+            k, v = _appended(past_key, k, place), _appended(past_value, v, place)
         column = torch.arange(k.shape[2], device=q.device)
         ahead = column - place.unsqueeze(-1)
         allowed = ahead <= 0

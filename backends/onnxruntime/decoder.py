@@ -1,0 +1,123 @@
+"""Decoder stages on ONNX Runtime: states in buffers that are input and output at once.
+
+GroupQueryAttention writes new keys and values into the buffer that it reads, so nothing is copied while the buffer has
+room. States of convolutions are small; two buffers change places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from qeil_compile.errors import BackendError
+
+#: Places of a cache that are added at once when it is full.
+_GROWTH = 128
+
+
+class OrtDecoderStage:
+    """One session with its buffers. Keys and values grow along their third axis."""
+
+    compact = True
+
+    def __init__(self, session: Any, states: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> None:
+        self._session, self._weights = session, weights
+        shapes = {i.name: i.shape for i in session.get_inputs()}
+        self._given = [n for n in shapes if n not in states]
+        self.states: Sequence[str] = [n for n in shapes if n in states]
+        self._present = {n: states[n] for n in self.states}
+        written = set(self._present.values())
+        self._outputs = [o.name for o in session.get_outputs() if o.name not in written]
+        self._shapes = {n: [d if isinstance(d, int) else -1 for d in shapes[n]] for n in self.states}
+        types = {i.name: i.type for i in session.get_inputs()}
+        self._dtypes = {n: np.dtype({"tensor(float)": "f4", "tensor(float16)": "f2"}[types[n]]) for n in self.states}
+        self._buffers: dict[str, np.ndarray] = {}
+        self._values: dict[str, Any] = {}
+        self._total = self._capacity = 0
+        self._binding: Any = None
+        self.reset(1)
+
+    def reset(self, rows: int) -> None:
+        self._total = 0
+        self._renew({n: np.zeros(self._shape(n, rows, 0), self._dtypes[n]) for n in self.states}, 0)
+
+    def select(self, rows: np.ndarray) -> None:
+        if len(rows) == self._rows and np.array_equal(rows, np.arange(len(rows))):
+            return
+        self._renew({n: b[rows] if self._is_fixed(n) else b[rows, :, : self._total] for n, b in self._buffers.items()},
+                    self._total)  # fmt: skip
+
+    def export(self) -> dict[str, np.ndarray]:
+        return {n: np.array(b if self._is_fixed(n) else b[:, :, : self._total]) for n, b in self._buffers.items()}
+
+    def load(self, states: Mapping[str, np.ndarray]) -> None:
+        self._total = next((states[n].shape[2] for n in self.states if not self._is_fixed(n)), 0)
+        self._renew({n: np.ascontiguousarray(states[n]) for n in self.states}, self._total)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        total = feeds["mask"].shape[1]
+        if total > self._capacity and self.states:
+            self._grow(total)
+        binding = self._binding
+        try:
+            for name in self._given:
+                binding.bind_cpu_input(name, feeds[name])
+            for name in self._outputs:
+                binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(binding)
+            # Outputs come in the order in which they were bound first: states, then the others.
+            found = binding.get_outputs()[len(self.states) :]
+        except Exception as error:  # ONNX Runtime raises a family of types without a common base
+            raise BackendError(f"onnxruntime: {' '.join(str(error).split())[:300]}") from error
+        self._total = total
+        for name in self.states:
+            if self._is_fixed(name):
+                self._swap(name)
+        return dict(zip(self._outputs, (v.numpy() for v in found), strict=True))
+
+    # ---- buffers
+
+    @property
+    def _rows(self) -> int:
+        return next(iter(self._buffers.values())).shape[0] if self._buffers else 0
+
+    def _is_fixed(self, name: str) -> bool:
+        return len(self._shapes[name]) == 3
+
+    def _shape(self, name: str, rows: int, length: int) -> list[int]:
+        shape = self._shapes[name]
+        return [rows, *shape[1:]] if self._is_fixed(name) else [rows, shape[1], length, shape[3]]
+
+    def _grow(self, total: int) -> None:
+        capacity = _GROWTH * -(-total // _GROWTH)
+        grown = {}
+        for name, old in self._buffers.items():
+            if self._is_fixed(name):
+                grown[name] = old
+                continue
+            grown[name] = np.empty((*old.shape[:2], capacity, old.shape[3]), old.dtype)
+            grown[name][:, :, : self._total] = old[:, :, : self._total]
+        self._renew(grown, capacity)
+
+    def _renew(self, buffers: dict[str, np.ndarray], capacity: int) -> None:
+        self._buffers, self._capacity = buffers, capacity
+        self._binding = self._session.io_binding()
+        self._values = {}
+        for name in self.states:
+            value = self._values[name] = ort.OrtValue.ortvalue_from_numpy(buffers[name])
+            self._binding.bind_ortvalue_input(name, value)
+            if self._is_fixed(name):
+                value = ort.OrtValue.ortvalue_from_numpy(np.empty_like(buffers[name]))
+                self._values[self._present[name]] = value
+            self._binding.bind_ortvalue_output(self._present[name], value)
+
+    def _swap(self, name: str) -> None:
+        """What was written is read next, and what was read is written over."""
+        present = self._present[name]
+        self._values[name], self._values[present] = self._values[present], self._values[name]
+        self._binding.bind_ortvalue_input(name, self._values[name])
+        self._binding.bind_ortvalue_output(present, self._values[present])
+        self._buffers[name] = self._values[name].numpy()

@@ -1,0 +1,178 @@
+"""Decoders as artifacts: a plan and units per phase, weights of each form once, the tokenizer's files.
+
+The layout is that of a model (`read.py`, `folder.py`) with `kind` "decoder": `plans/` has one plan per phase,
+`tokenizer/` the checkpoint's files, and `golden/` what the unpartitioned decoder answers to one prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qeil_compile.errors import ArtifactError
+from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
+from qeil_compile.ir import mapping, strings, text
+from qeil_compile.models.decoder import DecoderConfig, Rope
+from qeil_compile.passes.lower import LoweredUnit
+from qeil_compile.plan import Plan
+
+from .contents import Sizes
+from .folder import ArtifactFolder
+from .read import Tensors, check_wiring, read_manifest, read_units, refused_fields
+from .store import Store, atomic_folder, open_store, verify_files
+
+#: Inputs that every unit may read without another one writing them.
+GIVEN = ("tokens", "positions", "lengths", "total", "fresh", "take", "mask")
+_FORMS = (32, 16, 8, 4)
+
+
+@dataclass(frozen=True)
+class PhaseUnits:
+    """One phase: its plan, its units in order, and the bits of their matrices."""
+
+    plan: Plan
+    units: Sequence[LoweredUnit]
+    bits: int
+
+
+@dataclass(frozen=True)
+class GoldenPrompt:
+    """A prompt int64 [n], and the logits float32 [vocab] of its last token on one engine, unpartitioned."""
+
+    tokens: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class DecoderContents:
+    """A compiled decoder as plain data. `weight` gives an array by the bits of the form and its key; `states` maps
+    inputs to outputs; `quality` and `timings` are rows for the report."""
+
+    name: str
+    config: DecoderConfig
+    workload: Generation
+    phases: Mapping[str, PhaseUnits]
+    states: Mapping[str, str]
+    weight: Callable[[int, str], np.ndarray]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    golden: GoldenPrompt | None = None
+    engines: Mapping[str, str] = field(default_factory=dict)
+    quality: Sequence[Mapping[str, Any]] = ()
+    timings: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def is_decoder_artifact(path: str | Path) -> bool:
+    """Whether an artifact holds a decoder. Raises `ArtifactError` where there is no artifact."""
+    return bool(read_manifest(open_store(Path(path))).get("kind") == "decoder")
+
+
+def write_decoder(contents: DecoderContents, path: str | Path, overwrite: bool = False) -> Sizes:
+    """Write `path` (a folder, or an uncompressed zip if it ends in .zip), whole or not at all; returns its sizes.
+
+    Raises `OutputError` when it exists or cannot be written.
+    """
+    with atomic_folder(Path(path), overwrite) as folder:
+        return _write(ArtifactFolder(folder), contents)
+
+
+def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
+    references: dict[tuple[int, str], dict[str, Any]] = {}
+    phases = {}
+    for k, (name, phase) in enumerate(contents.phases.items()):
+        plan = f"plans/{k}.json"
+        folder.json(plan, phase.plan.to_json())
+        units = []
+        for unit in phase.units:
+            # A weight is hashed once, however many phases read it.
+            for key in unit.program.weights.values():
+                if (phase.bits, key) not in references:
+                    array = contents.weight(phase.bits, key)
+                    references[phase.bits, key] = folder.tensor(array, "weights")
+            entry = folder.program(unit)
+            entry["weights"] = {n: references[phase.bits, key] for n, key in unit.program.weights.items()}
+            units.append(entry)
+        phases[name] = {"plan": plan, "bits": phase.bits, "units": units}
+    for name, data in contents.files.items():
+        folder.file(f"tokenizer/{name}", data)
+    golden = contents.golden
+    manifest = folder.manifest("decoder", {
+        "engines": dict(contents.engines),
+        "model": contents.name,
+        "target": contents.phases[PROMPT].plan.target,
+        "config": _plain(contents.config),
+        "workload": {**asdict(contents.workload), "buckets": sorted(contents.workload.buckets.items())},
+        "states": dict(contents.states),
+        "phases": phases,
+        "golden": None if golden is None else {n: folder.tensor(getattr(golden, n), "golden") for n in (
+            "tokens", "logits")},
+        "quality": list(contents.quality),
+        "timings": list(contents.timings),
+        "notes": list(contents.notes),
+        "seconds": dict(contents.seconds),
+    })  # fmt: skip
+    folder.seal(manifest)
+    return Sizes(folder.size(manifest), 0)
+
+
+def _plain(config: DecoderConfig) -> dict[str, Any]:
+    return {**asdict(config), "convolutions": sorted(config.convolutions)}
+
+
+def read_decoder(path: str | Path) -> DecoderContents:
+    """Verify and read a decoder. Raises `ArtifactError`; no engine has seen a byte by then."""
+    store = open_store(Path(path))
+    manifest = read_manifest(store)
+    if manifest.get("kind") != "decoder":
+        raise ArtifactError(f"{store.path}: holds a {manifest.get('kind')!r:.20}, expected a decoder")
+    with refused_fields(store):
+        return _contents(store, manifest)
+
+
+def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
+    files = verify_files(store, manifest["files"])
+    tensors = Tensors(store, files)
+    states = {text(k): text(v) for k, v in mapping(manifest["states"]).items()}
+    config, workload = _config(manifest["config"]), _workload(manifest["workload"])
+    phases: dict[str, PhaseUnits] = {}
+    arrays: dict[int, dict[str, np.ndarray]] = {}
+    for name, phase in mapping(manifest["phases"]).items():
+        plan, bits = Plan.from_json(json.loads(bytes(files[phase["plan"]]))), phase["bits"]
+        if bits not in _FORMS:
+            raise ArtifactError(f"{store.path}: phase {name} has weights of {bits!r} bits, expected one of {_FORMS}")
+        units = read_units(store, phase["units"], plan, files, tensors, arrays.setdefault(bits, {}))
+        check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+        phases[name] = PhaseUnits(plan, units, bits)
+    expected = [PROMPT, *(step_phase(rows) for rows in workload.shares)]
+    if list(phases) != expected:
+        raise ArtifactError(f"{store.path}: phases are {', '.join(phases)}, expected {', '.join(expected)}; refused")
+    golden = manifest["golden"]
+    return DecoderContents(
+        text(manifest["model"]), config, workload, phases, states, lambda bits, key: arrays[bits][key],
+        {n.partition("/")[2]: bytes(data) for n, data in files.items() if n.startswith("tokenizer/")},
+        None if golden is None else GoldenPrompt(tensors.array(golden["tokens"]), tensors.array(golden["logits"])),
+        {k: text(v) for k, v in mapping(manifest["engines"]).items()}, [dict(mapping(q)) for q in manifest["quality"]],
+        [dict(mapping(t)) for t in manifest["timings"]], strings(manifest["notes"]),
+        {k: float(v) for k, v in mapping(manifest["seconds"]).items()},
+    )  # fmt: skip
+
+
+def _config(data: Mapping[str, Any]) -> DecoderConfig:
+    unknown = sorted(set(data) - {f.name for f in fields(DecoderConfig)})
+    if unknown:
+        raise TypeError(f"config has an unknown field {unknown[0]}")
+    rope = data["rope"]
+    return DecoderConfig(
+        **{**data, "rope": None if rope is None else Rope(**mapping(rope)), "convolutions": frozenset(
+            data["convolutions"])},
+    )  # fmt: skip
+
+
+def _workload(data: Mapping[str, Any]) -> Generation:
+    return Generation(**{**data, "buckets": {int(k): float(v) for k, v in data["buckets"]}})

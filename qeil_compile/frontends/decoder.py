@@ -1,0 +1,130 @@
+"""Decoders as operator graphs: one model, bound to the sizes of each phase.
+
+The graph of a phase has the model's operators and weights under the same names, so that phases are planned as one
+problem and cut out of one source. No weight is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from qeil_compile.errors import InputError
+from qeil_compile.forms.onnx_source import OnnxSource, build_graph
+from qeil_compile.ir import OpGraph
+from qeil_compile.models.decoder import Decoder, DecoderGraph, bind
+
+PROMPT = "prefill"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a decoder is used for: `prompts` of `prompt` tokens at once, `samples` of each, `tokens` steps.
+
+    `buckets` are numbers of live rows that are planned apart, with the share of the steps that each serves; by default
+    all rows live to the end.
+    """
+
+    prompt: int = 256
+    tokens: int = 64
+    samples: int = 1
+    prompts: int = 1
+    buckets: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "tokens", "samples", "prompts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: found {getattr(self, name)}, expected a number from 1")
+        wrong = [k for k, share in self.buckets.items() if k < 1 or not share > 0]
+        if wrong:
+            raise InputError(f"bucket {wrong[0]}: expected a number of rows from 1 with a share above 0")
+
+    @property
+    def rows(self) -> int:
+        """Rows that live at most."""
+        return self.prompts * self.samples
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """Rows -> share of the steps, adding up to 1."""
+        found = dict(self.buckets) or {self.rows: 1.0}
+        total = sum(found.values())
+        return {k: found[k] / total for k in sorted(found)}
+
+
+def step_phase(rows: int) -> str:
+    """Name of the phase of steps with so many live rows."""
+    return f"decode at {rows}"
+
+
+@dataclass(frozen=True)
+class TracedDecoder:
+    """A decoder's phases. `runs` says how often each runs per use, `carried` what a step reads of the prompt."""
+
+    decoder: Decoder
+    whole: DecoderGraph
+    workload: Generation
+    phases: Mapping[str, OpGraph]
+    runs: Mapping[str, float]
+    weight: Callable[[str], np.ndarray] | None
+    seconds: float
+
+    @property
+    def carried(self) -> Mapping[str, str]:
+        """Input of a step -> output of the prompt that it holds."""
+        return self.whole.states
+
+    @cached_property
+    def source(self) -> OnnxSource:
+        """What stages are cut out of: sizes stay open. Weights come when they are asked for."""
+        model = self.whole.model
+        return OnnxSource(build_graph(model, self.decoder.name), model, _Lazy(self.whole.weights, self.weight))
+
+
+class _Lazy(Mapping[str, np.ndarray]):
+    """Arrays by name, made on request."""
+
+    def __init__(self, names: Mapping[str, object], weight: Callable[[str], np.ndarray] | None) -> None:
+        self._names, self._weight = names, weight
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if self._weight is None or name not in self._names:
+            raise KeyError(name)
+        return self._weight(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def trace_decoder(
+    decoder: Decoder, workload: Generation, dtype: str = "float32", bits: int | None = None, seed: int | None = None
+) -> TracedDecoder:
+    """Graphs of the prompt and of the steps; `dtype`, `bits` as in `decoder_graph`, `seed` for random weights where the
+    decoder has none. Raises `InputError` where the workload does not fit into the context."""
+    started = time.perf_counter()
+    context = decoder.config.context
+    if workload.prompt + workload.tokens > context:
+        raise InputError(
+            f"prompt of {workload.prompt} and {workload.tokens} new tokens: {decoder.name} has a context of {context}"
+        )
+    whole = decoder.graph(dtype, bits)
+    taps = decoder.config.taps - 1
+    sizes = {PROMPT: (workload.prompts, workload.prompt, 0)}
+    # A step's cache is halfway between the prompt's end and the last token.
+    past = workload.prompt + workload.tokens // 2
+    sizes |= {step_phase(rows): (rows, 1, past) for rows in workload.shares}
+    phases = {}
+    for name, (rows, new, before) in sizes.items():
+        dims = {"batch": rows, "new": new, "past": before, "total": before + new, "rows": 1, "joined": new + taps}
+        phases[name] = build_graph(bind(whole.model, dims), f"{decoder.name}, {name}")
+    runs = {PROMPT: 1.0} | {step_phase(k): share * workload.tokens for k, share in workload.shares.items()}
+    weight = decoder.weights(whole, seed) if decoder.tensors is not None or seed is not None else None
+    return TracedDecoder(decoder, whole, workload, phases, runs, weight, time.perf_counter() - started)
+

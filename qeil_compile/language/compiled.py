@@ -1,0 +1,172 @@
+"""A compiled decoder: a plan and its units per phase, weights, and what a tokenizer needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from qeil_compile.artifact import DecoderContents, GoldenPrompt, PhaseUnits, Sizes, read_decoder, write_decoder
+from qeil_compile.backends import backend, found_devices
+from qeil_compile.backends.base import DecoderStage
+from qeil_compile.errors import ArtifactError, BackendError, QeilError, VerificationError
+from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
+from qeil_compile.models.decoder import DecoderConfig
+from qeil_compile.passes.lower import LoweredUnit
+from qeil_compile.runtime.resolve import Resolved, resolve
+from qeil_compile.runtime.session import Session
+
+#: Differences of logits, as a share of their spread, that rounding explains. With packed weights engines round
+#: activations to 8 bits as well.
+_ROUNDING, _ROUNDING_PACKED = 1e-3, 0.1
+#: Array of a weight, by the bits of the model's matrices and its name.
+WeightOf = Callable[[int, str], np.ndarray]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Perplexity of a form of the weights on a text, measured. `text` says which."""
+
+    bits: int
+    perplexity: float
+    tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class PhaseTiming:
+    """Seconds of one run of a phase on one candidate (plan or single placement), measured: the least of `runs`."""
+
+    candidate: str
+    bits: int
+    phase: str
+    seconds: float
+    runs: int
+
+
+@dataclass
+class CompiledDecoder:
+    """Plans with their units. Engines are started by `start`, one for all phases that share a unit."""
+
+    name: str
+    config: DecoderConfig
+    workload: Generation
+    phases: Mapping[str, PhaseUnits]
+    states: Mapping[str, str]
+    weight: WeightOf
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    quality: Sequence[Quality] = ()
+    timings: Sequence[PhaseTiming] = ()
+    notes: Sequence[str] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    golden: GoldenPrompt | None = None
+    threads: int = 0
+
+    @property
+    def target(self) -> str:
+        """Name of the machine that it was planned for."""
+        return self.phases[PROMPT].plan.target
+
+    @property
+    def placements(self) -> list[str]:
+        """Placements of all phases, each once."""
+        return list(dict.fromkeys(s.placement for p in self.phases.values() for s in p.plan.stages))
+
+    def resolved(self) -> dict[str, Resolved]:
+        """Where each placement runs on this machine."""
+        return resolve(self.placements, found_devices(p.partition(":")[0] for p in self.placements))
+
+    @property
+    def emulated(self) -> dict[str, str]:
+        """Placements whose device is not here, with the reason."""
+        return {spec: r.reason for spec, r in self.resolved().items() if r.emulated}
+
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that the phases need, each once."""
+        names = {(p.bits, key) for p in self.phases.values() for u in p.units for key in u.program.weights.values()}
+        return sum(self.weight(bits, key).nbytes for bits, key in sorted(names))
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Sizes:
+        """Write the artifact, whole or not at all. Raises `OutputError` when it exists or cannot be written."""
+        engines = {r.engine: backend(r.engine).version() for r in self.resolved().values()}
+        contents = DecoderContents(
+            self.name, self.config, self.workload, self.phases, self.states, self.weight, self.files, self.golden,
+            engines, [asdict(q) for q in self.quality], [asdict(t) for t in self.timings], self.notes, self.seconds,
+        )  # fmt: skip
+        return write_decoder(contents, path, overwrite)
+
+    @staticmethod
+    def load(path: str | Path) -> CompiledDecoder:
+        """Read a verified artifact. Raises `ArtifactError`."""
+        c = read_decoder(path)
+        try:
+            quality, timings = [Quality(**q) for q in c.quality], [PhaseTiming(**t) for t in c.timings]
+        except TypeError as error:
+            raise ArtifactError(f"{path}: malformed quality or timings ({error}); compile the model again") from error
+        return CompiledDecoder(
+            c.name, c.config, c.workload, c.phases, c.states, c.weight, c.files, quality, timings, c.notes,
+            dict(c.seconds), c.golden,
+        )  # fmt: skip
+
+    def verify(self, session: Session | None = None) -> float:
+        """Largest difference of logits from the unpartitioned decoder's, as a share of their spread.
+
+        Raises `VerificationError` where it is above what rounding explains, or where there is nothing to compare with.
+        """
+        if self.golden is None:
+            raise VerificationError(f"model {self.name}: no golden prompt to compare with; compile it again")
+        found = (session or self.start()).prefill([self.golden.tokens.tolist()])[0]
+        spread = float(self.golden.logits.max() - self.golden.logits.min()) or 1.0
+        off = float(np.abs(found - self.golden.logits).max()) / spread
+        limit = _ROUNDING if self.phases[PROMPT].bits > 8 else _ROUNDING_PACKED
+        if not off <= limit:
+            raise VerificationError(
+                f"model {self.name}: logits differ from the unpartitioned model's by {off:.2%} of their spread, "
+                f"expected at most {limit:.2%}"
+            )
+        return off
+
+    def start(self, progress: Progress = lambda done, total: None) -> Session:
+        """Compile the units on their engines. Raises `BackendError` naming the stage."""
+        where = self.resolved()
+        exclusive = len({p.partition(":")[0] for p in self.placements}) == 1
+        known: dict[tuple[object, ...], DecoderStage] = {}
+        total = sum(len(p.units) for p in self.phases.values())
+        done = 0
+        started: dict[str, list[DecoderStage]] = {}
+        for name, phase in self.phases.items():
+            for unit in phase.units:
+                key = (unit.placements, phase.bits, hashlib.sha256(unit.program.payload).digest())
+                if key not in known:
+                    known[key] = self._start(unit, phase.bits, where, exclusive)
+                started.setdefault(name, []).append(known[key])
+                done += 1
+                progress(done, total)
+        # Lists of equal units are one list: a session compares them by identity.
+        same: dict[tuple[int, ...], list[DecoderStage]] = {}
+        lists = {n: same.setdefault(tuple(id(u) for u in units), units) for n, units in started.items()}
+        steps = {rows: lists[step_phase(rows)] for rows in self.workload.shares}
+        return Session(lists[PROMPT], steps, self.config.vocab, self.config.context)
+
+    def _start(self, unit: LoweredUnit, bits: int, where: Mapping[str, Resolved], exclusive: bool) -> DecoderStage:
+        program, place = unit.program, where[unit.placements[0]]
+        states = {n: self.states[n] for n in program.inputs if n in self.states}
+        arrays = {n: _computed(self.weight(bits, key)) for n, key in program.weights.items()}
+        engine = backend(place.engine)
+        compile_decoder = getattr(engine, "compile_decoder", None)
+        if compile_decoder is None:
+            raise BackendError(f"stage {unit.stages[0]}: {place.engine} runs no decoders; plan for another engine")
+        try:
+            stage: DecoderStage = compile_decoder(program, states, arrays, place.device, exclusive, self.threads)
+        except QeilError as error:
+            raise BackendError(f"stage {unit.stages[0]} cannot be compiled: {error}") from error
+        return stage
+
+
+def _computed(array: np.ndarray) -> np.ndarray:
+    """What an engine computes with: 16-bit matrices are only stored so."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array

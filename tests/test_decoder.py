@@ -1,0 +1,295 @@
+"""Decoders: every family on every engine against `transformers`, rows that come and go, caches that move."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qeil_compile.backends import backend
+from qeil_compile.errors import InputError, ModelError
+from qeil_compile.models.decoder import (
+    FAMILIES,
+    Rope,
+    decoder_config,
+    decoder_graph,
+    is_decoder,
+    open_decoder,
+    pack,
+    unpack,
+)
+from qeil_compile.runtime.session import Session
+from tests.decoders import SMALL, VOCAB, last_logits, program, session, small
+
+ENGINES = ("onnxruntime", "openvino", "torch")
+
+
+class Rows:
+    """Sequences beside a session: what its logits have to be."""
+
+    def __init__(self, model: object, session: Session, prompts: list[list[int]]) -> None:
+        self.model, self.session, self.rows = model, session, [list(p) for p in prompts]
+        self.check(session.prefill(prompts))
+
+    def check(self, logits: np.ndarray) -> None:
+        expected = np.stack([last_logits(self.model, r) for r in self.rows])
+        np.testing.assert_allclose(logits, expected, atol=2e-5)
+        assert self.session.lengths.tolist() == [len(r) for r in self.rows]
+
+    def step(self, seed: int) -> None:
+        tokens = np.random.default_rng(seed).integers(0, VOCAB, len(self.rows))
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(int(token))
+        self.check(self.session.step(tokens))
+
+    def select(self, rows: list[int]) -> None:
+        self.session.select(np.array(rows))
+        self.rows = [list(self.rows[r]) for r in rows]
+
+
+PROMPTS = [[5, 9, 60, 3, 3, 17, 80], [4, 4, 4, 90], [33, 2, 8, 71, 70, 69, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMALL)
+def test_a_family_on_an_engine(name: str, engine: str) -> None:
+    model = small(name)
+    decoder = open_decoder(model)
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    rows = Rows(model, session(graph, {n: weight(n) for n in graph.weights}, engine), PROMPTS)
+    rows.step(0)
+    rows.select([0, 0, 1, 2, 2])  # samples share a prompt
+    rows.step(1)
+    rows.select([3, 1])  # rows end, others change places
+    rows.step(2)
+    rows.step(3)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("name", ["qwen2", "lfm2"])
+def test_the_cache_moves_between_engines(name: str, ragged: bool) -> None:
+    model = small(name)
+    decoder = open_decoder(model)
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    weights = {n: weight(n) for n in graph.weights}
+    units = {}
+    for e in ENGINES:
+        compile_decoder = backend(e).compile_decoder  # type: ignore[attr-defined]
+        units[e] = [compile_decoder(program(graph), graph.states, weights, "cpu" if e == "torch" else "CPU", True, 1)]
+    whole = Session(units["openvino"], {1: units["torch"], 2: units["openvino"], 4: units["onnxruntime"]}, VOCAB, 64)
+    rows = Rows(model, whole, PROMPTS if ragged else [p[:4] for p in PROMPTS])
+    rows.step(0)  # openvino -> onnxruntime
+    rows.select([0, 1])  # -> openvino
+    rows.step(1)
+    rows.select([1])  # -> torch
+    rows.step(2)
+    rows.select([0, 0, 0, 0])  # -> onnxruntime
+    rows.step(3)
+    assert whole.bytes_moved > 0
+
+
+def test_a_prompt_runs_once_for_all_its_samples() -> None:
+    decoder = open_decoder(small("qwen2"))
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    s = session(graph, {n: weight(n) for n in graph.weights}, "onnxruntime")
+    s.prefill([PROMPTS[0]])
+    s.select(np.zeros(16, np.int64))
+    s.step(np.arange(16))
+    assert s.tokens_run == len(PROMPTS[0]) + 16
+
+
+def test_scores_are_log_probabilities() -> None:
+    import torch
+
+    model = small("llama3")
+    decoder = open_decoder(model)
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    s = session(graph, {n: weight(n) for n in graph.weights}, "openvino")
+    tokens = PROMPTS[2]
+    with torch.no_grad():
+        whole = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1)
+    expected = [float(whole[k, t]) for k, t in enumerate(tokens[1:])]
+    np.testing.assert_allclose(s.score(tokens), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.prefill([]), "prompts: found none"),
+        (lambda s: s.prefill([[1], []]), "prompt 1 has 0 tokens"),
+        (lambda s: s.prefill([[1] * 65]), "prompt 0 has 65 tokens, expected 1 to 64"),
+        (lambda s: s.prefill([[1, VOCAB]]), f"token {VOCAB}: expected 0 to {VOCAB - 1}"),
+        (lambda s: s.select(np.array([3])), "below the 1 live rows"),
+        (lambda s: s.step(np.array([1, 2])), "one for each of the 1 live rows"),
+        (lambda s: s.step(np.array([-1])), "token -1"),
+    ],
+)
+def test_a_session_refuses(call: object, message: str) -> None:
+    decoder = open_decoder(small("gpt2"))
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    s = session(graph, {n: weight(n) for n in graph.weights}, "torch")
+    s.prefill([[1, 2]])
+    with pytest.raises(InputError, match=message):
+        call(s)  # type: ignore[operator]
+
+
+def test_a_full_context_is_refused() -> None:
+    decoder = open_decoder(small("qwen2"))
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    s = session(graph, {n: weight(n) for n in graph.weights}, "onnxruntime")
+    s.prefill([[1] * 63])
+    s.step(np.array([1]))
+    with pytest.raises(InputError, match="context is full"):
+        s.step(np.array([1]))
+
+
+# ---- packed weights
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packing_is_as_close_as_its_levels_allow(bits: int) -> None:
+    matrix = np.random.default_rng(0).standard_normal((96, 128)).astype(np.float32)
+    matrix[3, 32:64] = 0.0
+    codes, scales = pack(matrix, bits)
+    assert codes.shape == (96, 4, 4 * bits) and scales.shape == (96, 4)
+    back = unpack(codes, scales, bits)
+    assert not back[3, 32:64].any()
+    step = np.abs(matrix).reshape(96, 4, 32).max(axis=2) / 2 ** (bits - 1)
+    # Half a step, and a whole one at the short end of the codes; the scale's own correction stays small.
+    assert (np.abs(back - matrix).reshape(96, 4, 32) <= 1.15 * step[..., None] + 1e-7).all()
+    assert np.linalg.norm(back - matrix) / np.linalg.norm(matrix) < {4: 0.1, 8: 0.007}[bits]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_on_an_engine(bits: int, engine: str) -> None:
+    decoder = open_decoder(small("qwen2"))
+    packed, plain = decoder.graph(bits=bits), decoder_graph(replace(decoder.config, tied=False))
+    weight = decoder.weights(packed)
+    stored = {n: weight(n) for n in packed.weights}
+    meant = {
+        n: unpack(stored[f"{n}.codes"], stored[f"{n}.scales"], bits) if f"{n}.codes" in stored else stored[n]
+        for n in plain.weights
+    }
+    assert sum(n.endswith(".codes") for n in stored) == 1 + 5 * 3
+    found = session(packed, stored, engine).prefill(PROMPTS)
+    expected = session(plain, meant, "torch").prefill(PROMPTS)
+    # Engines round activations to 8 bits; torch does not.
+    np.testing.assert_allclose(found, expected, atol=2e-5 if engine == "torch" else 0.04)
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "granite 4"])
+def test_a_checkpoint_folder(name: str, shards: bool, tmp_path: Path) -> None:
+    model = small(name)
+    model.save_pretrained(tmp_path, max_shard_size="40KB" if shards else "1GB")
+    assert (tmp_path / "model.safetensors.index.json").exists() == shards
+    assert is_decoder(tmp_path)
+    decoder = open_decoder(tmp_path)
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    Rows(model, session(graph, {n: weight(n) for n in graph.weights}, "onnxruntime"), PROMPTS)
+
+
+def test_stories260k_reads_as_before() -> None:
+    from qeil_compile.models import demo_model
+
+    model = demo_model()
+    path = Path("models/data/stories260K/stories260K.bin")
+    decoder = open_decoder(path)
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    import torch
+
+    s = session(graph, {n: weight(n) for n in graph.weights}, "openvino")
+    with torch.no_grad():
+        expected = np.asarray(model(torch.tensor([[1, 400, 300, 20]]))[0, -1])
+    np.testing.assert_allclose(s.prefill([[1, 400, 300, 20]])[0], expected, atol=2e-4)
+
+
+def _config(**changes: object) -> dict[str, object]:
+    return {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 64,
+            **changes}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba', expected one of gpt2"),
+        ({"model_type": None}, "model_type None"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', expected 'silu'"),
+        ({"num_key_value_heads": 3}, "4 heads, expected a multiple of the 3 key heads"),
+        ({"num_hidden_layers": 0}, "layers is 0, expected a number from 1"),
+        ({"vocab_size": "96"}, "vocab is '96'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window is 4096"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types has sliding_attention"),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 4, "shared_intermediate_size": 4}, "experts is 4"),
+    ],
+)
+def test_a_configuration_that_has_no_form(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        decoder_config(_config(**changes))
+
+
+def test_a_missing_field_is_named() -> None:
+    data = _config()
+    del data["intermediate_size"]
+    with pytest.raises(ModelError, match="no field intermediate_size"):
+        decoder_config(data, "here/config.json")
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    small("qwen2").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    decoder = open_decoder(tmp_path)
+    with pytest.raises(ModelError, match=r"no tensor model\.layers\.3"):
+        decoder.weights(decoder.graph())("layers.3.attention.qkv.weight")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 130}))
+    decoder = open_decoder(tmp_path)
+    with pytest.raises(ModelError, match=r"shape \[128, 64\], expected \[130, 64\]"):
+        decoder.weights(decoder.graph())("layers.0.feed_forward.up.weight")
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+        open_decoder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
+    with pytest.raises(ModelError, match="is no file of the folder"):
+        open_decoder(tmp_path)
+
+
+def test_no_weights_no_run() -> None:
+    decoder = open_decoder("gpt2-125m")
+    with pytest.raises(ModelError, match="has no weights"):
+        decoder.weights(decoder.graph())
+
+
+#: Parameters of the published models, in millions.
+SIZES = {"gpt2-125m": 124, "granite-350m": 352, "qwen2-0.5b": 494, "llama-3.2-1b": 1236, "lfm2-2.6b": 2570,
+         "llama-3.1-8b": 8030}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sizes_of_the_families(name: str) -> None:
+    graph = open_decoder(name).graph("bfloat16")
+    assert graph.parameters / 1e6 == pytest.approx(SIZES[name], rel=0.01)
+
+
+def test_rope_of_llama_3_stretches_only_long_waves() -> None:
+    cos, _ = Rope(500000.0, 8.0, 1.0, 4.0, 8192).tables(64, 128)
+    plain, _ = Rope(500000.0).tables(64, 128)
+    np.testing.assert_allclose(cos[:, 0], plain[:, 0], atol=1e-6)
+    np.testing.assert_allclose(cos[8 * 7, -1], plain[7, -1], atol=1e-6)
