@@ -23,6 +23,7 @@ SMALL = {
     "partition": ["--only", "plans", "--only", "exact", "--only", "growth"],
     "dnn_partitioning": ["--seeds", "1"],
     "mixing": ["--models", "silero_vad_16k_op15"],
+    "sampling": [],
 }
 
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from qeil_compile import aot_compile
 from tests import artifacts, zoo
 from tests.artifacts import run_all, settings, spread
+from tests.checkpoints import byte_level
 
 ROOT = Path(__file__).resolve().parent.parent
 #: torch and what comes with it or needs it.
@@ -140,6 +141,24 @@ except TargetError as error:
 assert "engine torch: not installed" in message and "pip install" in message, message
 """
     without_torch(packages, code, tmp_path / "m.qeil")
+
+
+def test_text_is_generated(packages: Path, tmp_path: Path) -> None:
+    byte_level(tmp_path / "checkpoint")
+    code = """
+import numpy as np
+from qeil_compile.generation import Sampling, generate, load_tokenizer
+tokenizer = load_tokenizer(sys.argv[1])
+class Session:
+    vocab, context, lengths = len(tokenizer), 64, np.zeros(0, np.int64)
+    def prefill(self, prompts): return self.step(np.array([prompt[-1] for prompt in prompts]))
+    def select(self, rows): pass
+    def step(self, tokens): return -np.abs(np.arange(self.vocab)[None] - tokens[:, None] - 1.0).astype(np.float32)
+chat = tokenizer.chat([{"role": "user", "content": "hello"}])
+((sample,),) = generate(Session(), tokenizer, [chat], Sampling(temperature=0, max_tokens=5))
+assert sample.tokens == list(range(chat[-1] + 1, chat[-1] + 6)) and sample.text
+"""
+    without_torch(packages, code, tmp_path / "checkpoint")
 
 
 def test_pt2_model_says_what_is_missing(packages: Path, tmp_path: Path) -> None:

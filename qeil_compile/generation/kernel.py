@@ -205,15 +205,12 @@ def _drop_ties(
     x: np.ndarray, peaks: np.ndarray, inverse: np.float32, top: np.float32, value: np.float32, kept: int,
     masses: np.ndarray,
 ) -> Any:  # fmt: skip
-    """Keep the last `kept` of the tokens equal to `value`: the number of the first of them, and the new sum of masses.
-
-    The last ones, because `transformers` sorts upwards and drops from below.
-    """
-    first, total = 0, 0.0
-    for b in range(len(peaks) - 1, -1, -1):
+    """Keep the first `kept` of the tokens equal to `value`: the number of the last of them, and the new total mass."""
+    last, total = 0, 0.0
+    for b in range(len(peaks)):
         if peaks[b] >= value:
             dropped, mass = False, _ZERO
-            for i in range(BLOCK - 1, -1, -1):
+            for i in range(BLOCK):
                 z = x[b, i] * inverse
                 if z == value and kept == 0:
                     dropped = True
@@ -221,21 +218,21 @@ def _drop_ties(
                     mass += _exp(z - top)
                     if z == value:
                         kept -= 1
-                        first = b * BLOCK + i
+                        last = b * BLOCK + i
             if dropped:
                 masses[b] = mass
         total += masses[b]
-    return first, total
+    return last, total
 
 
 @njit(cache=True, nogil=True)
 def _draw(
     x: np.ndarray, peaks: np.ndarray, inverse: np.float32, top: np.float32, masses: np.ndarray, total: float,
-    least: np.float32, first: int, uniform: float,
+    least: np.float32, last: int, uniform: float,
 ) -> int:  # fmt: skip
     """The token at `uniform` of the mass, in the order of the tokens' numbers.
 
-    Only z > least count, and z == least from number `first` on. In that order a small error of the logits moves the
+    Only z > least count, and z == least up to number `last`. In that order a small error of the logits moves the
     bounds between tokens by as little; by rank it could swap two likely ones.
     """
     target, block = uniform * total, -1
@@ -248,7 +245,7 @@ def _draw(
     token = -1
     for i in range(BLOCK):
         z = x[block, i] * inverse
-        if z < least or (z == least and block * BLOCK + i < first):
+        if z < least or (z == least and block * BLOCK + i > last):
             continue
         weight = _exp(z - top)
         if weight > 0:
@@ -256,6 +253,9 @@ def _draw(
             target -= weight
             if target < 0:
                 break
+    if token < 0:  # the sum of the block was a rounding error
+        block = _argmax(peaks)
+        token = block * BLOCK + _argmax(x[block])
     return token
 
 
@@ -270,21 +270,23 @@ def _choose(
     `raw`: `masses` and `total` are already those of all z. `ids` and `values` are room to work in.
     """
     top = peaks[_argmax(peaks)]
-    least, first = _NO_FLOOR, 0
+    least, last, kept, ties = _NO_FLOOR, x.size, 0, 0
     if 0 < top_k < vocab:
         least, _, _ = _crossing(x, vocab, peaks, inverse, top, float(top_k), False, masses, ids, values)
         raw = False
-    if not raw and (top_p < 1 or min_p == 0):
-        total = _weigh(x, peaks, inverse, top, least, masses)
     if top_p < 1:
+        if not raw:
+            total = _weigh(x, peaks, inverse, top, least, masses)
         least, kept, ties = _crossing(x, vocab, peaks, inverse, top, top_p * total, True, masses, ids, values)
-        total = _weigh(x, peaks, inverse, top, least, masses)
-        if kept < ties:
-            first, total = _drop_ties(x, peaks, inverse, top, least, kept, masses)
+        raw = False
     if min_p > 0 and np.float32(top + log(min_p)) > least:
-        least, first = np.float32(top + log(min_p)), 0
+        least, kept, ties = np.float32(top + log(min_p)), 0, 0
+        raw = False
+    if not raw:
         total = _weigh(x, peaks, inverse, top, least, masses)
-    return _draw(x, peaks, inverse, top, masses, total, least, first, uniform)
+    if kept < ties:
+        last, total = _drop_ties(x, peaks, inverse, top, least, kept, masses)
+    return _draw(x, peaks, inverse, top, masses, total, least, last, uniform)
 
 
 @njit(cache=True, nogil=True)

@@ -22,10 +22,19 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._decode = tokenizer.decode
-        self._window = list(prompt[-_CONTEXT:])
+        self._window, self._before = self._context(prompt)
         self._shown = len(self._window)  # tokens of the window whose text has been returned
-        # A prompt that ends inside a character leaves a mark that its rest replaces.
-        self._before = self._decode(self._window).rstrip(_REPLACEMENT)
+
+    def _context(self, prompt: Sequence[int]) -> tuple[list[int], str]:
+        """The last tokens of the prompt, and their text without a character that the prompt leaves open."""
+        for open_tokens in range(4):
+            for more in range(4):  # so that the window does not begin inside a character
+                window = list(prompt[-_CONTEXT - more :])
+                text = self._decode(window[: len(window) - open_tokens])
+                if _REPLACEMENT not in text:
+                    return window, text
+        window = list(prompt[-_CONTEXT:])  # the prompt is no text
+        return window, self._decode(window)
 
     def push(self, token: int) -> str:
         """What is certain of the text with this token; empty inside a character."""

@@ -66,7 +66,6 @@ class CheckpointTokenizer:
         self._names = _special_names(self._config, _read_json(folder / "special_tokens_map.json"))
         self._tokenizer = _read_tokenizer(folder / "tokenizer.json")
         self._add_missing_tokens()
-        self._set_marks()
         self._added = self._tokenizer.get_added_tokens_decoder()
         self.bos: int | None = self._number("bos_token")
         self.eos = self._find_eos()
@@ -176,19 +175,6 @@ class CheckpointTokenizer:
             ) from error
         missing = [text for text in self._names.values() if self._tokenizer.token_to_id(text) is None]
         self._tokenizer.add_special_tokens(missing)
-
-    def _set_marks(self) -> None:
-        """`add_bos_token` and `add_eos_token`, where the checkpoint sets them, replace what tokenizer.json adds."""
-        wanted = {name: self._config.get(f"add_{name}") for name in ("bos_token", "eos_token")}
-        if all(value is None for value in wanted.values()):
-            return
-        from tokenizers import processors
-
-        marks = {name: self._names[name] for name, on in wanted.items() if on and name in self._names}
-        before, after = marks.get("bos_token"), marks.get("eos_token")
-        single = [*([before] if before else []), "$A", *([after] if after else [])]
-        special = [(text, self._tokenizer.token_to_id(text)) for text in dict.fromkeys(marks.values())]
-        self._tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
 
     def _number(self, name: str) -> int | None:
         return self._tokenizer.token_to_id(self._names[name]) if name in self._names else None
