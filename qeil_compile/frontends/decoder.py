@@ -153,6 +153,7 @@ def _exported_phase(
     decoder: ExportedDecoder, whole: DecoderGraph, name: str, rows: int, new: int, past: int
 ) -> OpGraph:
     """Shapes are those of a run."""
+    past = max(past, 1)  # an empty cache has no shape that inference takes; for a price one place more is nothing
     dims = {"batch": rows, "new": new, "past": past, "total": past + new, "rows": 1}
     model = onnx.ModelProto()
     model.CopyFrom(decoder.filled())
