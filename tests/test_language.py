@@ -301,6 +301,10 @@ def test_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert len(data["samples"][0]) == 3 and data["tokens"] == 24 and data["label"] == "measured"
     speed = json.loads(run(capfd, "bench", "llm", artifact, "--rows", "1,2", "--new-tokens", "4", "--json"))
     assert [s["rows"] for s in speed["steps"]] == [1, 2] and all(s["share"] > 0 for s in speed["steps"])
+    assert "logits agree" in run(capfd, "verify", artifact)
+    assert "devices under each phase" in run(capfd, "explain", artifact)
+    assert json.loads(run(capfd, "explain", artifact, "--json"))["phases"]["prefill"]["bits"] == 32
+    assert "holds a language model" in run(capfd, "explain", artifact, "--operators", status=1)
     assert "holds a language model; give a text" in run(capfd, "run", artifact, status=1)
     plans = run(capfd, "compile", "gpt2-125m", "--plan-only", "--target", "lunar-lake-258v", "--weights", "int4")
     assert "decode at 1" in plans and "modelled" in plans

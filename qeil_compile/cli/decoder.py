@@ -11,6 +11,7 @@ from typing import Any
 
 from qeil_compile import api, language
 from qeil_compile.errors import InputError
+from qeil_compile.plan import device_text
 
 from .console import Step, mj, ms, print_json, progress, say, table
 
@@ -149,6 +150,27 @@ def generate(
                 for c in samples]  # fmt: skip
         table(prompt, ("sample", "ended by", "tokens [1]", "log-probability [1]", "text"), rows)
     say(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s ({label})")
+
+
+def verify(artifact: Path) -> None:
+    """Hashes, then the logits of the golden prompt. Raises `VerificationError`."""
+    runner = language.load_decoder(artifact)
+    say(f"{artifact}: every file has the size and SHA-256 of the manifest")
+    off = runner.compiled.verify(runner.session)
+    stood_in = f"; stand-ins ran {', '.join(runner.compiled.emulated)} (emulated)" if runner.compiled.emulated else ""
+    say(f"verified: logits agree with the unpartitioned model to {off:.1e} of their spread{stood_in}")
+
+
+def explain(artifact: Path, as_json: bool) -> None:
+    """The report of the compilation, and the devices under each phase."""
+    compiled = language.load_decoder(artifact).compiled
+    if as_json:
+        print_json(report(compiled))
+        return
+    show(compiled)
+    rows = [[n, d.device, device_text(d)] for n, p in compiled.phases.items() for d in p.plan.devices]
+    label = compiled.phases[language.PROMPT].plan.label
+    table(f"devices under each phase, run over and over ({label})", ("phase", "device", "state"), rows)
 
 
 def _write(text: str) -> None:

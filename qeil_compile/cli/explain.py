@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from qeil_compile import api
+from qeil_compile import api, language
 from qeil_compile.errors import InputError, OutputError
 
-from . import arguments
+from . import arguments, decoder
 from .console import TIMING_COLUMNS, mj, ms, out, print_json, say, table, timing_rows, us
 from .front_figure import draw
 from .front_page import page
@@ -32,6 +32,11 @@ def command(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file of --plot.")] = False,
 ) -> None:
     """Say which operator goes where, why not elsewhere, what each boundary costs, and what would change the choice."""
+    if language.is_decoder_artifact(artifact):
+        if plot is not None or stage is not None or operators:
+            raise InputError(f"{artifact}: holds a language model; --plot, --stage and --operators are for other models")
+        decoder.explain(artifact, as_json)
+        return
     if plot is not None:
         _check_plot(plot, overwrite)
     found = api.load(artifact).explain()

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from qeil_compile import api
+from qeil_compile import api, language
 from qeil_compile.errors import QeilError, TargetError
 
+from . import decoder
 from .console import progress, say, table
 
 
@@ -19,6 +20,9 @@ def command(
     failover: Annotated[bool, typer.Option(help="Also check the outputs of failover plans.")] = True,
 ) -> None:
     """Check every file's hash, then the outputs against those of the unpartitioned model; exit 1 if they differ."""
+    if language.is_decoder_artifact(artifact):
+        decoder.verify(artifact)
+        return
     compiled = api.load(artifact)
     say(f"{artifact}: every file has the size and SHA-256 of the manifest")
     with progress() as step:
