@@ -126,7 +126,8 @@ def _rotate(x: Any, cos: Any, sin: Any, width: int, interleaved: bool) -> Any:
     """The form that the CPU plugin knows as one operator, for halves; pairs side by side are written out."""
     minus = ops.constant(np.float32(-1.0))
     if not interleaved:
-        halves = ops.variadic_split(x, _i64(-1), _i64([width // 2, width // 2]))
+        # The plugin looks for axis 3 here and for axis -1 below, and takes no other way to say the same.
+        halves = ops.variadic_split(x, _i64(3), _i64([width // 2, width // 2]))
         turned = ops.concat([ops.multiply(halves.output(1), minus), halves.output(0)], -1)
         return ops.add(ops.multiply(x, cos), ops.multiply(turned, sin)).output(0)
     pairs = ops.reshape(x, _i64([0, 0, 0, width // 2, 2]), True)
@@ -137,12 +138,10 @@ def _rotate(x: Any, cos: Any, sin: Any, width: int, interleaved: bool) -> Any:
 
 
 def _repeat(x: Any, heads: int, kv_heads: int, width: int) -> Any:
-    """Each key head once for each of its query heads."""
-    shape = ops.shape_of(x, "i64")
-    rows, total = (ops.gather(shape, _i64([k]), _i64(0)) for k in (0, 2))
-    spread = ops.concat([rows, _i64([kv_heads, heads // kv_heads]), total, _i64([width])], 0)
-    wide = ops.broadcast(ops.unsqueeze(x, _i64(2)), spread, "BIDIRECTIONAL")
-    return ops.reshape(wide, ops.concat([rows, _i64([heads]), total, _i64([width])], 0), False)
+    """Each key head once for each of its query heads. Multiplied by ones: that form leaves the graph again, where the
+    plugin puts its own operator of attention; with a broadcast it finds none."""
+    ones = ops.constant(np.ones((1, 1, heads // kv_heads, 1, 1), np.float32))
+    return ops.reshape(ops.multiply(ops.unsqueeze(x, _i64(2)), ones), _i64([0, heads, -1, width]), True)
 
 
 def _bias(positions: Any, mask: Any) -> Any:

@@ -34,7 +34,7 @@ def command(
     """Say which operator goes where, why not elsewhere, what each boundary costs, and what would change the choice."""
     if language.is_decoder_artifact(artifact):
         if plot is not None or stage is not None or operators:
-            raise InputError(f"{artifact}: holds a language model; --plot, --stage and --operators are for other models")
+            raise InputError(f"{artifact}: holds a language model, for which there is no --plot, --stage, --operators")
         decoder.explain(artifact, as_json)
         return
     if plot is not None:
