@@ -139,6 +139,18 @@ def test_an_artifact_runs_without_its_source(
     assert stories.weight_bytes() < sizes.total < 1.2 * stories.weight_bytes()
 
 
+def test_pages_of_weights_are_let_go_and_come_back(stories: CompiledDecoder, tmp_path: Path) -> None:
+    from qeil_compile.language.compiled import forget_pages
+
+    stories.save(tmp_path / "m.qeil")
+    loaded = CompiledDecoder.load(tmp_path / "m.qeil")
+    names = [k for u in loaded.phases["prefill"].units for k in u.program.weights.values()]
+    before = {n: loaded.weight(32, n).copy() for n in names}
+    for n in names:
+        forget_pages(loaded.weight(32, n))
+    assert all(np.array_equal(loaded.weight(32, n), before[n]) for n in names)
+
+
 def test_no_torch_where_no_stage_needs_it(tmp_path: Path) -> None:
     compile_decoder(STORIES, JOB, settings(target="openvino:CPU")).save(tmp_path / "m.qeil")
     code = (

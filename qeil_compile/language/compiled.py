@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -150,7 +152,22 @@ class CompiledDecoder:
         same: dict[tuple[int, ...], list[DecoderStage]] = {}
         lists = {n: same.setdefault(tuple(id(u) for u in units), units) for n, units in started.items()}
         steps = {rows: lists[step_phase(rows)] for rows in self.workload.shares}
-        return Session(lists[PROMPT], steps, self.facts.vocab, self.facts.context)
+        session = Session(lists[PROMPT], steps, self.facts.vocab, self.facts.context)
+        self._warm(session)
+        return session
+
+    def _warm(self, session: Session) -> None:
+        """Run each phase once: engines repack weights when they first meet them. Of a mapped file the pages that were
+        read for it need not stay in memory."""
+        for rows in self.workload.shares:
+            session.prefill([[0]])
+            session.select(np.zeros(rows, np.int64))
+            session.step(np.zeros(rows, np.int64))
+        session.tokens_run = session.bytes_moved = 0
+        for phase in self.phases.values():
+            for unit in phase.units:
+                for key in unit.program.weights.values():
+                    forget_pages(self.weight(phase.bits, key))
 
     def _start(self, unit: LoweredUnit, bits: int, where: Mapping[str, Resolved], exclusive: bool) -> DecoderStage:
         program, place = unit.program, where[unit.placements[0]]
@@ -165,6 +182,16 @@ class CompiledDecoder:
         except QeilError as error:
             raise BackendError(f"stage {unit.stages[0]} cannot be compiled: {error}") from error
         return stage
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Let the pages of a mapped file go; they come back from the file when something reads them. Others stay."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _computed(array: np.ndarray) -> np.ndarray:
