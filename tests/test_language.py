@@ -15,7 +15,7 @@ import pytest
 from qeil_compile import language
 from qeil_compile.api import Settings, find_target
 from qeil_compile.cli import main
-from qeil_compile.errors import ArtifactError, InputError, ModelError, TargetError, VerificationError
+from qeil_compile.errors import ArtifactError, FailoverError, InputError, ModelError, TargetError, VerificationError
 from qeil_compile.language import (
     FAMILIES,
     CompiledDecoder,
@@ -131,7 +131,7 @@ def test_an_artifact_runs_without_its_source(
 ) -> None:
     sizes = stories.save(tmp_path / name)
     loaded = load_decoder(tmp_path / name)
-    assert loaded.compiled.config == stories.config and loaded.compiled.workload == stories.workload
+    assert loaded.compiled.facts == stories.facts and loaded.compiled.workload == stories.workload
     assert loaded.compiled.verify(loaded.session) < 1e-3
     expected = runner.generate(ONCE, n=2, max_tokens=12, temperature=0.8)[0]
     assert [c.text for c in loaded.generate(ONCE, n=2, max_tokens=12, temperature=0.8)[0]] == [c.text for c in expected]
@@ -179,6 +179,22 @@ def test_a_form_that_differs_is_refused(stories: CompiledDecoder) -> None:
     wrong = replace(stories, golden=replace(stories.golden, logits=stories.golden.logits[::-1].copy()))
     with pytest.raises(VerificationError, match="logits differ"):
         wrong.verify()
+
+
+def test_a_decoder_goes_on_without_an_engine(stories: CompiledDecoder, runner: Runner, tmp_path: Path) -> None:
+    stories.save(tmp_path / "m.qeil")
+    loaded = load_decoder(tmp_path / "m.qeil").compiled
+    assert {"openvino:CPU", "openvino", "torch:cpu", "torch"} <= set(loaded.failovers)
+    expected = runner.generate(ONCE, n=2, max_tokens=12, temperature=0.8)[0]
+    for lost, left in (("openvino:CPU", "torch:cpu"), ("torch", "openvino:CPU")):
+        other = loaded.without(lost)
+        assert other.placements == [left]
+        found = Runner(other).generate(ONCE, n=2, max_tokens=12, temperature=0.8)[0]
+        assert [c.tokens for c in found] == [c.tokens for c in expected]
+    with pytest.raises(FailoverError, match="no plan without"):
+        loaded.without("openvino", "torch")
+    with pytest.raises(InputError, match="without tpu"):
+        loaded.without("tpu")
 
 
 # ---- checkpoints with tokenizers

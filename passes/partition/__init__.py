@@ -20,7 +20,7 @@ from qeil_compile.passes.partition.baselines import at_random, by_priority, engi
 from qeil_compile.passes.partition.bounds import ambient_leakage, lower_bounds
 from qeil_compile.passes.partition.chain import chain
 from qeil_compile.passes.partition.exact import Optimum, exhaustive, optimum
-from qeil_compile.passes.partition.failover import phase_failovers, with_failovers
+from qeil_compile.passes.partition.failover import assignment_of, phase_failovers, with_failovers
 from qeil_compile.passes.partition.feasible import does_not_fit, overheats, thermal_note
 from qeil_compile.passes.partition.front import Candidate, Front
 from qeil_compile.passes.partition.greedy import greedy
@@ -42,6 +42,7 @@ __all__ = [
     "Phase",
     "Search",
     "assign_plan",
+    "assignment_of",
     "evaluate",
     "partition",
     "partition_phases",

@@ -67,7 +67,7 @@ def with_failovers(front: Front, plan: Plan, settings: PartitionSettings | None 
     # The package imports this module, and only this function needs the package.
     from qeil_compile.passes.partition import partition
 
-    costs, near = front.costs, _assignment(front.costs, plan)
+    costs, near = front.costs, assignment_of(front.costs, plan)
 
     def again(limits: PartitionSettings) -> _Spare:
         found = replace(partition(costs, limits, front.candidates, near), unit=front.reference)
@@ -102,7 +102,7 @@ def phase_failovers(
     }
 
 
-def _assignment(costs: CostTable, plan: Plan) -> tuple[int, ...]:
+def assignment_of(costs: CostTable, plan: Plan) -> tuple[int, ...]:
     """Placement index per group."""
     specs = [p.spec for p in costs.placements]
     at = {name: specs.index(s.placement) for s in plan.stages for name in s.ops}

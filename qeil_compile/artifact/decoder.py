@@ -51,7 +51,7 @@ class GoldenPrompt:
 @dataclass(frozen=True)
 class DecoderContents:
     """A compiled decoder as plain data. `weight` gives an array by the bits of the form and its key; `states` maps
-    inputs to outputs; `quality` and `timings` are rows for the report."""
+    inputs to outputs; `spares` are the phases of each spare plan; `quality` and `timings` are rows for the report."""
 
     name: str
     facts: DecoderFacts
@@ -66,6 +66,7 @@ class DecoderContents:
     timings: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    spares: Sequence[Mapping[str, PhaseUnits]] = ()
 
 
 def is_decoder_artifact(path: str | Path) -> bool:
@@ -84,13 +85,11 @@ def write_decoder(contents: DecoderContents, path: str | Path, overwrite: bool =
 
 def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
     references: dict[tuple[int, str], dict[str, Any]] = {}
-    phases = {}
-    for k, (name, phase) in enumerate(contents.phases.items()):
-        plan = f"plans/{k}.json"
-        folder.json(plan, phase.plan.to_json())
+
+    def units_of(phase: PhaseUnits) -> list[dict[str, Any]]:
         units = []
         for unit in phase.units:
-            # A weight is hashed once, however many phases read it.
+            # A weight is hashed once, however many phases and spare plans read it.
             for key in unit.program.weights.values():
                 if (phase.bits, key) not in references:
                     array = contents.weight(phase.bits, key)
@@ -98,7 +97,16 @@ def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
             entry = folder.program(unit)
             entry["weights"] = {n: references[phase.bits, key] for n, key in unit.program.weights.items()}
             units.append(entry)
-        phases[name] = {"plan": plan, "bits": phase.bits, "units": units}
+        return units
+
+    phases = {}
+    for k, (name, phase) in enumerate(contents.phases.items()):
+        plan = f"plans/{k}.json"
+        folder.json(plan, phase.plan.to_json())
+        phases[name] = {"plan": plan, "bits": phase.bits, "units": units_of(phase)}
+    before = sum(int(f["size"]) for f in folder.files.values())
+    spares = [{n: {"bits": p.bits, "units": units_of(p)} for n, p in spare.items()} for spare in contents.spares]
+    growth = sum(int(f["size"]) for f in folder.files.values()) - before
     for name, data in contents.files.items():
         folder.file(f"tokenizer/{name}", data)
     golden = contents.golden
@@ -110,6 +118,7 @@ def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
         "workload": {**asdict(contents.workload), "buckets": sorted(contents.workload.buckets.items())},
         "states": dict(contents.states),
         "phases": phases,
+        "spares": spares,
         "golden": None if golden is None else {n: folder.tensor(getattr(golden, n), "golden") for n in (
             "tokens", "logits")},
         "quality": list(contents.quality),
@@ -118,7 +127,7 @@ def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
         "seconds": dict(contents.seconds),
     })  # fmt: skip
     folder.seal(manifest)
-    return Sizes(folder.size(manifest), 0)
+    return Sizes(folder.size(manifest), growth)
 
 
 def read_decoder(path: str | Path) -> DecoderContents:
@@ -148,6 +157,7 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
     expected = [PROMPT, *(step_phase(rows) for rows in workload.shares)]
     if list(phases) != expected:
         raise ArtifactError(f"{store.path}: phases are {', '.join(phases)}, expected {', '.join(expected)}; refused")
+    spares = _spares(store, manifest["spares"], phases, files, tensors, arrays, states)
     golden = manifest["golden"]
     return DecoderContents(
         text(manifest["model"]), facts, workload, phases, states, lambda bits, key: arrays[bits][key],
@@ -155,8 +165,31 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
         None if golden is None else GoldenPrompt(tensors.array(golden["tokens"]), tensors.array(golden["logits"])),
         {k: text(v) for k, v in mapping(manifest["engines"]).items()}, [dict(mapping(q)) for q in manifest["quality"]],
         [dict(mapping(t)) for t in manifest["timings"]], strings(manifest["notes"]),
-        {k: float(v) for k, v in mapping(manifest["seconds"]).items()},
+        {k: float(v) for k, v in mapping(manifest["seconds"]).items()}, spares,
     )  # fmt: skip
+
+
+def _spares(
+    store: Store, listed: Any, phases: Mapping[str, PhaseUnits], files: Mapping[str, memoryview], tensors: Tensors,
+    arrays: dict[int, dict[str, np.ndarray]], states: Mapping[str, str],
+) -> list[dict[str, PhaseUnits]]:  # fmt: skip
+    """Units of each spare plan, checked like those of the plan."""
+    if any(len(p.plan.spares) != len(listed) for p in phases.values()):
+        raise ArtifactError(f"{store.path}: manifest and plans list different numbers of failover plans; refused")
+    found = []
+    for k, spare in enumerate(listed):
+        if list(spare) != list(phases):
+            raise ArtifactError(f"{store.path}: failover plan {k} has other phases than the plan; refused")
+        one = {}
+        for name, phase in spare.items():
+            plan, bits = phases[name].plan.spares[k], phase["bits"]
+            if bits not in _FORMS:
+                raise ArtifactError(f"{store.path}: failover plan {k} has weights of {bits!r} bits; refused")
+            units = read_units(store, phase["units"], plan, files, tensors, arrays.setdefault(bits, {}))
+            check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+            one[name] = PhaseUnits(plan, units, bits)
+        found.append(one)
+    return found
 
 
 def _facts(data: Mapping[str, Any]) -> DecoderFacts:

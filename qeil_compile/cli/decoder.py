@@ -108,6 +108,10 @@ def show(compiled: language.CompiledDecoder) -> None:
     quality = [[q.bits, f"{q.perplexity:.4f}", f"{q.perplexity / whole - 1:+.3%}", q.tokens, q.text] for q in (
         compiled.quality)]  # fmt: skip
     table("perplexity (measured)", ("weights [bit]", "perplexity [1]", "change [%]", "tokens [1]", "text"), quality)
+    lost = [[", ".join(f.names), "" if f.spare is None else ", ".join(dict.fromkeys(
+        s.placement for p in compiled.spares[f.spare].values() for s in p.plan.stages)), f.reason] for f in (
+        compiled.phases[language.PROMPT].plan.failovers)]  # fmt: skip
+    table("if it is lost", ("what", "the rest runs on", "or why nothing does"), lost)
     for placement, reason in compiled.emulated.items():
         say(f"emulated: {placement} is not on this machine, another device stands in ({reason})")
     for note in compiled.notes:

@@ -23,7 +23,7 @@ from qeil_compile.language.choosing import Option, choose, measure
 from qeil_compile.language.compiled import CompiledDecoder, Quality
 from qeil_compile.language.files import load_files
 from qeil_compile.language.opening import open_language_model
-from qeil_compile.language.planning import PlannedDecoder, lower_phase, plan_decoder, single_plans
+from qeil_compile.language.planning import PlannedDecoder, lower_phase, plan_decoder, single_plans, spare_plans
 from qeil_compile.language.quality import own_text, perplexity, windows
 from qeil_compile.models.decoder import Decoder, ExportedDecoder
 from qeil_compile.passes.choice import parse_choice
@@ -120,11 +120,29 @@ class _Compiler:
             compiled = self._fastest(compiled, options)
         elif len(forms) > 1:
             compiled = self._cheapest(compiled, options, planned)
+        if self.settings.failover:
+            compiled = self._timed("failover plans", lambda: self._with_spares(compiled, traced, planned))
         compiled.golden = self._timed("golden", lambda: self._golden(compiled, traced, planned))
         if self.settings.verify:
             self._timed("verify", compiled.verify)
         compiled.notes, compiled.seconds = tuple(self.notes), self.seconds
         return compiled
+
+    def _with_spares(
+        self, compiled: CompiledDecoder, traced: Mapping[int, TracedDecoder], planned: Mapping[int, PlannedDecoder]
+    ) -> CompiledDecoder:
+        """Plans for the loss of what the accepted plans use, in the form of the prompt's weights."""
+        bits = compiled.phases[PROMPT].bits
+        whole = traced[bits].whole.config is None
+        plans = spare_plans(planned[bits], {n: p.plan for n, p in compiled.phases.items()}, self.settings,
+                            ("*",) if whole else self.settings.together)  # fmt: skip
+        count = len(plans[PROMPT].spares)
+        spares = [
+            {n: PhaseUnits(p.spares[k], lower_phase(traced[bits], p.spares[k]), bits) for n, p in plans.items()}
+            for k in range(count)
+        ]
+        phases = {n: replace(compiled.phases[n], plan=p) for n, p in plans.items()}
+        return replace(compiled, phases=phases, spares=spares)
 
     def _golden(
         self, compiled: CompiledDecoder, traced: Mapping[int, TracedDecoder], planned: Mapping[int, PlannedDecoder]

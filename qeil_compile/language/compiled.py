@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from qeil_compile.errors import ArtifactError, BackendError, QeilError, Verifica
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.models.decoder import DecoderFacts
 from qeil_compile.passes.lower import LoweredUnit
+from qeil_compile.plan import Plan
+from qeil_compile.runtime.failover import spare_for
 from qeil_compile.runtime.resolve import Resolved, resolve
 from qeil_compile.runtime.session import Session
 
@@ -67,6 +69,8 @@ class CompiledDecoder:
     seconds: dict[str, float] = field(default_factory=dict)
     golden: GoldenPrompt | None = None
     threads: int = 0
+    #: Phases of each spare plan.
+    spares: Sequence[Mapping[str, PhaseUnits]] = ()
 
     @property
     def target(self) -> str:
@@ -98,6 +102,7 @@ class CompiledDecoder:
         contents = DecoderContents(
             self.name, self.facts, self.workload, self.phases, self.states, self.weight, self.files, self.golden,
             engines, [asdict(q) for q in self.quality], [asdict(t) for t in self.timings], self.notes, self.seconds,
+            self.spares,
         )  # fmt: skip
         return write_decoder(contents, path, overwrite)
 
@@ -111,8 +116,28 @@ class CompiledDecoder:
             raise ArtifactError(f"{path}: malformed quality or timings ({error}); compile the model again") from error
         return CompiledDecoder(
             c.name, c.facts, c.workload, c.phases, c.states, c.weight, c.files, quality, timings, c.notes,
-            dict(c.seconds), c.golden,
+            dict(c.seconds), c.golden, spares=c.spares,
         )  # fmt: skip
+
+    @property
+    def failovers(self) -> dict[str, int]:
+        """Name of what may be lost (placement, device, engine) -> number of the spare plan, where there is one."""
+        return {n: f.spare for f in self.phases[PROMPT].plan.failovers if f.spare is not None for n in f.names}
+
+    def without(self, *lost: str) -> CompiledDecoder:
+        """The decoder without placements ("openvino:CPU"), devices ("gpu") or engines ("openvino"); itself where it
+        uses nothing of what is lost. Nothing is started.
+
+        Raises `FailoverError` where no plan does without it, and why; `InputError` for a name that is unknown.
+        """
+
+        def whole(plans: Sequence[Plan]) -> Plan:
+            return replace(plans[0], stages=tuple(s for p in plans for s in p.stages))
+
+        plans = [p.plan for p in self.phases.values()]
+        spares = tuple(whole([p.plan for p in spare.values()]) for spare in self.spares)
+        k = spare_for(replace(whole(plans), spares=spares), {}, lost)
+        return self if k is None else replace(self, phases=self.spares[k], spares=(), timings=())
 
     def verify(self, session: Session | None = None) -> float:
         """Largest difference of logits from the unpartitioned decoder's, as a share of their spread.

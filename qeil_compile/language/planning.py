@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qeil_compile import api
@@ -16,7 +16,17 @@ from qeil_compile.passes.annotate import annotate
 from qeil_compile.passes.count import count, unknown_report
 from qeil_compile.passes.fuse import FuseSettings, fuse
 from qeil_compile.passes.lower import LoweredUnit, lower
-from qeil_compile.passes.partition import JointFront, PartitionSettings, Phase, Search, partition_phases, pin_labels
+from qeil_compile.passes.partition import (
+    JointFront,
+    JointPoint,
+    PartitionSettings,
+    Phase,
+    Search,
+    assignment_of,
+    partition_phases,
+    phase_failovers,
+    pin_labels,
+)
 from qeil_compile.plan import Plan
 
 
@@ -65,6 +75,22 @@ def plan_decoder(traced: TracedDecoder, target: Target, settings: api.Settings) 
     point = front.choose(settings.objective)
     return PlannedDecoder(front, point.strategy, front.plans(point, settings.objective), traced.whole.bits,
                           front.gap(point, settings.objective))  # fmt: skip
+
+
+def spare_plans(
+    planned: PlannedDecoder, plans: Mapping[str, Plan], settings: api.Settings, together: Sequence[str]
+) -> dict[str, Plan]:
+    """The phases' plans with a spare for all that they may lose together, or the reason why there is none.
+
+    `plans` may have been taken from several candidates of the front.
+    """
+    front = planned.front
+    chosen = tuple(assignment_of(p.costs, plans[p.name]) for p in front.phases)
+    point = JointPoint("accepted", chosen, front.choose(settings.objective).objectives)
+    limits = PartitionSettings(settings.pins, tuple(together), settings.forbidden, settings.strategies,
+                               Search(seed=settings.seed, seconds=settings.search_seconds))  # fmt: skip
+    found = phase_failovers(front, point, settings.objective, limits)
+    return {n: replace(plans[n], failovers=p.failovers, spares=p.spares) for n, p in found.items()}
 
 
 def single_plans(front: JointFront, objective: str) -> dict[str, Mapping[str, Plan]]:
