@@ -104,6 +104,25 @@ def test_a_prompt_runs_once_for_all_its_samples() -> None:
     assert s.tokens_run == len(PROMPTS[0]) + 16
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["gpt2", "lfm2"])
+def test_rows_are_saved_and_taken_up_again(name: str, engine: str) -> None:
+    model = small(name)
+    decoder = open_decoder(model)
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    rows = Rows(model, session(graph, {n: weight(n) for n in graph.weights}, engine), PROMPTS)
+    saved, before = rows.session.save(), [list(r) for r in rows.rows]
+    assert saved.nbytes > 0
+    for seed in (1, 2):  # two rounds from the same prompts
+        rows.select([1, 1, 0, 2])
+        rows.step(seed)
+        rows.step(seed + 5)
+        rows.session.restore(saved)
+        rows.rows = [list(r) for r in before]
+    rows.step(3)
+
+
 def test_scores_are_log_probabilities() -> None:
     import torch
 

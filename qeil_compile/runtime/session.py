@@ -12,6 +12,7 @@ where the units of two phases are not the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,6 +20,21 @@ from qeil_compile.backends.base import DecoderStage
 from qeil_compile.errors import InputError
 
 Units = Sequence[DecoderStage]
+
+
+@dataclass(frozen=True)
+class SavedRows:
+    """Rows that a session may return to, and the units that had them."""
+
+    states: Mapping[str, np.ndarray]
+    lengths: np.ndarray
+    mask: np.ndarray
+    units: list[DecoderStage]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return sum(a.nbytes for a in self.states.values())
 
 
 class Session:
@@ -90,6 +106,18 @@ class Session:
         if len(self._zero) != rows:
             self._zero = np.zeros((rows, 1, 1), np.int64)
         return self._run(tokens[:, None], np.ones(rows, np.int64), self._zero)[:, 0]
+
+    def save(self) -> SavedRows:
+        """A copy of the cache of all live rows, to go on from later: a further round of samples of a prompt."""
+        states = {n: a for unit in self._units for n, a in unit.export().items()}
+        return SavedRows(states, self._lengths.copy(), self._mask.copy(), self._units)
+
+    def restore(self, saved: SavedRows) -> None:
+        """The rows of `save` are the live ones again."""
+        self._units = saved.units
+        for unit in self._units:
+            unit.load({n: saved.states[n] for n in unit.states})
+        self._lengths, self._mask = saved.lengths.copy(), saved.mask.copy()
 
     # ---- inside
 
