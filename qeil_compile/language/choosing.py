@@ -18,10 +18,13 @@ from qeil_compile.artifact import PhaseUnits
 from qeil_compile.errors import BackendError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming
+from qeil_compile.models.decoder import DecoderFacts
 from qeil_compile.runtime.session import Session
 
 #: Bytes per second at which a cache is taken out of one engine and put into another, at least.
 _MOVE_RATE = 2e9
+#: Steps that are timed at most.
+_STEPS = 64
 #: Another engine for a phase has to save this share of the whole: less is noise.
 _WORTH = 0.02
 Say = Callable[[str], None]
@@ -36,33 +39,37 @@ class Option:
     phases: Mapping[str, PhaseUnits]
 
 
-def measure(compiled: CompiledDecoder, options: Sequence[Option], say: Say, seconds: float = 2.0) -> list[PhaseTiming]:
-    """Time each option; one is in memory at a time. An engine that refuses a candidate drops out."""
+def measure(
+    compiled: CompiledDecoder, options: Sequence[Option], say: Say, seconds: float = 2.0
+) -> tuple[list[PhaseTiming], dict[str, str]]:
+    """Time each option; one is in memory at a time. Also why an engine refused a candidate, by its name."""
     found: list[PhaseTiming] = []
+    refused: dict[str, str] = {}
     for option in options:
         say(f"{option.name}, {option.bits} bit")
         try:
             session = replace(compiled, phases=option.phases).start()
-            found += _timings(session, option, compiled.workload, compiled.facts.vocab, seconds)
-        except BackendError:
-            continue
+            found += list(_timings(session, option, compiled.workload, compiled.facts, seconds))
+        except BackendError as error:
+            refused[f"{option.name}, {option.bits} bit"] = str(error)
         finally:
             gc.collect()
-    return found
+    return found, refused
 
 
 def _timings(
-    session: Session, option: Option, workload: Generation, vocab: int, seconds: float
+    session: Session, option: Option, workload: Generation, facts: DecoderFacts, seconds: float
 ) -> Iterator[PhaseTiming]:
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, vocab, workload.prompt).tolist() for _ in range(workload.prompts)]
+    most = max(2, min(workload.tokens, _STEPS))
+    length = max(1, min(workload.prompt, facts.context - most - 1))
+    prompts = [rng.integers(0, facts.vocab, length).tolist() for _ in range(workload.prompts)]
     found, runs = _least(lambda: session.prefill(prompts), seconds)
     yield PhaseTiming(option.name, option.bits, PROMPT, found, runs)
     for rows in workload.shares:
         session.prefill(prompts)
         session.select(np.arange(rows) % workload.prompts)
-        tokens = np.asarray(rng.integers(0, vocab, rows))
-        most = max(4, min(workload.tokens, 64))
+        tokens = np.asarray(rng.integers(0, facts.vocab, rows))
         found, runs = _least(lambda tokens=tokens: session.step(tokens), seconds, most)  # type: ignore[misc]
         yield PhaseTiming(option.name, option.bits, step_phase(rows), found, runs)
 
@@ -84,7 +91,8 @@ def choose(
 ) -> tuple[dict[str, Option], float]:
     """The option of each phase that makes the whole job shortest, and the seconds of that job.
 
-    `cache_bytes` is what moves where a phase's option is not that of the phase before.
+    `cache_bytes` is what moves where a phase's option is not that of the phase before. Raises `BackendError` where no
+    option ran all phases.
     """
     by = {(o.name, o.bits): o for o in options}
     seconds = {(t.candidate, t.bits, t.phase): t.seconds for t in timings}
@@ -92,6 +100,8 @@ def choose(
     runs = {PROMPT: 1.0}
     runs |= {step_phase(k): share * compiled.workload.tokens for k, share in compiled.workload.shares.items()}
     able = [k for k in by if all((*k, n) in seconds for n in names)]
+    if not able:
+        raise BackendError(f"model {compiled.name}: no engine ran all phases; see the notes of the compilation")
     best: tuple[float, tuple[tuple[str, int], ...]] | None = None
     single = min(sum(runs[n] * seconds[(*k, n)] for n in names) for k in able)
     for combination in product(able, repeat=len(names)):
@@ -105,3 +115,10 @@ def choose(
             best = total, combination
     assert best is not None
     return {n: by[k] for n, k in zip(names, best[1], strict=True)}, best[0]
+
+
+def job_seconds(compiled: CompiledDecoder, timings: Sequence[PhaseTiming]) -> float:
+    """Seconds of one prompt and all steps, of timings of one candidate."""
+    runs = {PROMPT: 1.0}
+    runs |= {step_phase(k): share * compiled.workload.tokens for k, share in compiled.workload.shares.items()}
+    return sum(runs[t.phase] * t.seconds for t in timings)

@@ -19,8 +19,8 @@ from qeil_compile.artifact import GoldenPrompt, PhaseUnits
 from qeil_compile.devices import Target
 from qeil_compile.errors import CapacityError, InputError, ModelError
 from qeil_compile.frontends.decoder import PROMPT, Generation, TracedDecoder, trace_decoder
-from qeil_compile.language.choosing import Option, choose, measure
-from qeil_compile.language.compiled import CompiledDecoder, Quality
+from qeil_compile.language.choosing import Option, choose, job_seconds, measure
+from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming, Quality
 from qeil_compile.language.files import load_files
 from qeil_compile.language.opening import open_language_model
 from qeil_compile.language.planning import PlannedDecoder, lower_phase, plan_decoder, single_plans, spare_plans
@@ -182,7 +182,10 @@ class _Compiler:
         for bits, plan in planned.items():
             rows = {plan.strategy: plan.plans}
             if self.settings.measure:
-                rows |= {f"single {n}": p for n, p in single_plans(plan.front, self.settings.objective).items()}
+                singles = single_plans(plan.front, self.settings.objective)
+                whole = {s.placement for p in plan.plans.values() for s in p.stages}
+                # Not twice, where the plan is on one placement.
+                rows |= {f"single {n}": p for n, p in singles.items() if whole != {n}}
             for name, plans in rows.items():
                 phases = {n: PhaseUnits(p, lower_phase(traced[bits], p), bits) for n, p in plans.items()}
                 found.append(Option(name, bits, phases))
@@ -277,9 +280,13 @@ class _Compiler:
             self.progress(f"measure {name}", done[0], len(options))
             done[0] += 1
 
-        timings = self._timed("measure", lambda: measure(compiled, options, say))
-        self.progress("measure", len(options), len(options))
+        timings, refused = self._timed("measure", lambda: measure(compiled, options, say))
+        self.notes += [f"{name} was left out: {reason}" for name, reason in refused.items()]
         chosen, seconds = choose(compiled, options, timings, self._cache_bytes(compiled))
+        if len({(o.name, o.bits) for o in chosen.values()}) > 1:
+            chosen, seconds, more = self._confirmed(compiled, options, timings, chosen, seconds)
+            timings += more
+        self.progress("measure", len(options), len(options))
         for phase, option in chosen.items():
             planned = options[0]
             if option is not planned:
@@ -293,6 +300,27 @@ class _Compiler:
         found = replace(compiled, phases=phases)
         found.timings = timings
         return found
+
+    def _confirmed(
+        self, compiled: CompiledDecoder, options: Sequence[Option], timings: Sequence[PhaseTiming],
+        chosen: Mapping[str, Option], seconds: float,
+    ) -> tuple[dict[str, Option], float, list[PhaseTiming]]:  # fmt: skip
+        """Engines side by side are not what they are alone (none may keep its threads spinning): the mixture is run as
+        it is, and the best single candidate taken if that is no slower."""
+        mixed = Option("the mixture", 0, {n: o.phases[n] for n, o in chosen.items()})
+        found, _ = self._timed("measure", lambda: measure(compiled, [mixed], lambda name: None))
+        whole = {
+            (o.name, o.bits): [t for t in timings if (t.candidate, t.bits) == (o.name, o.bits)] for o in options
+        }
+        best = min(
+            (k for k, rows in whole.items() if len(rows) == len(compiled.phases)),
+            key=lambda k: job_seconds(compiled, whole[k]),
+        )
+        alone = job_seconds(compiled, whole[best])
+        if found and job_seconds(compiled, found) < alone:
+            return dict(chosen), job_seconds(compiled, found), found
+        option = next(o for o in options if (o.name, o.bits) == best)
+        return dict.fromkeys(compiled.phases, option), alone, found
 
     def _cache_bytes(self, compiled: CompiledDecoder) -> float:
         return 4.0 * compiled.facts.cache_per_token * self.workload.prompt * self.workload.prompts
