@@ -169,9 +169,9 @@ def _quiet(command: list[str]) -> None:
 # ---- OpenVINO
 
 
-def openvino(source: Path, form: str, out: Path, python: str = sys.executable) -> None:
-    """optimum-intel's export to a stateful model, its weights packed by NNCF. `python` has both."""
-    _quiet([python, __file__, "openvino", str(source), form, str(out)])
+def openvino(source: Path, form: str, out: Path) -> None:
+    """optimum-intel's export to a stateful model, its weights packed by NNCF, in the environment that has both."""
+    _quiet([os.environ.get("QEIL_EXPORT_PYTHON", sys.executable), __file__, "openvino", str(source), form, str(out)])
 
 
 def _openvino(source: Path, form: str, out: Path) -> None:

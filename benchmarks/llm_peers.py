@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llm_convert import gguf, once, onnx_builder, onnx_export, openvino
+from llm_convert import gguf, onnx_builder, onnx_export, once, openvino
 
 
 class Unavailable(Exception):
