@@ -35,6 +35,9 @@ OURS, REFERENCE = "ours", "transformers"
 #: pack them in ways of their own.
 AGREE = {"fp32": 1e-3, "int8": 0.05, "int4": 0.25}
 TARGET = "intel-285hx-rtx-pro-5000"
+#: Engines that know nothing of samples: a prompt that runs once is their user's work.
+BY_HAND = ("onnxruntime", "onnxruntime int8", "onnxruntime GQA", "openvino")
+_SHARED = ", shared"
 #: Seconds in which the threads of the engine before stop to spin.
 _REST = 0.3
 
@@ -55,6 +58,8 @@ class Bench:
         self.prompt, self.steps = (16, 4) if quick else (128, self.args.steps)
         self.job_prompt, self.samples, self.tokens = (16, 4, 8) if quick else (256, 16, 64)
         self.rows = self.args.rows or ([1, 2] if quick else [1, 4, 8, 16])
+        #: What everybody is set up for at first.
+        self.first = {"rows": min(self.rows), "prompt": self.prompt, "tokens": max(self.tokens, self.steps + 8)}
         self.rounds = 2 if quick else self.args.rounds
         self.vocab = 512 if quick else min(int(FAMILIES[f]["vocab_size"]) for f in self.args.families)
         rng = np.random.default_rng(7)
@@ -88,12 +93,12 @@ class Bench:
                 worker = self.worker(name, family, form)
                 try:
                     self.versions[name] = worker.call("load")
-                    worker.call("setup", rows=1, prompt=self.prompt, tokens=self.tokens)
                 except PeerError as error:
                     self.absent[family, form, name] = str(error).removeprefix("load: Unavailable: ")
                     worker.close()
                     continue
                 workers[name] = worker
+            self.set_up((family, form), workers, **self.first)
             self._compare(family, form, workers)
             yield workers
         finally:
@@ -186,19 +191,22 @@ def against_peers(bench: Bench, reports: dict[str, Report]) -> None:
 def _steps(
     bench: Bench, reports: dict[str, Report], workers: dict[str, Worker], family: str, form: str, rows: int
 ) -> None:
-    bench.set_up((family, form, str(rows)), workers, rows, bench.prompt, max(bench.tokens, bench.steps + 8))
+    key: tuple[str, ...] = (family, form)
+    if rows != bench.first["rows"]:
+        key = (*key, str(rows))
+        bench.set_up(key, workers, **{**bench.first, "rows": rows})
     text = bench.text[: bench.prompt]
     start = {"family": family, "form": form}
     if bench.has("decode"):
         say(f"{family} {form}: decode, {rows} rows")
         found = bench.turns("decode", family, form, rows, workers, "decode", prompt=text, rows=rows, steps=bench.steps)
         speeds = {n: rows / float(np.median(v)) for n, v in found.items()}
-        engine = bench.engines[family, form, str(rows), OURS] if OURS in found else ""
+        engine = bench.engines[(*key, OURS)] if OURS in found else ""
         reports["decode"].rows.append(start | {"rows": rows} | _compared(speeds, False) | {"engine": _short(engine)})
     if rows == min(bench.rows) and bench.has("prefill"):
         found = bench.turns("prefill", family, form, rows, workers, "prefill", prompt=text)
         times = {n: 1e3 * float(np.median(v)) for n, v in found.items()}
-        engine = bench.engines[family, form, str(rows), OURS] if OURS in found else ""
+        engine = bench.engines[(*key, OURS)] if OURS in found else ""
         reports["prefill"].rows.append(start | _compared(times, True) | {"engine": _short(engine)})
 
 
@@ -214,17 +222,24 @@ def _job(bench: Bench, report: Report, workers: dict[str, Worker], family: str, 
                             "job", prompt=text, samples=bench.samples, tokens=bench.tokens, temperature=0.8,
                             shared=shared)  # fmt: skip
         for name, taken in found.items():
-            key_of = f"{name} (s)" if shared and name != OURS else name
+            key_of = f"{name}{_SHARED}" if shared and name != OURS else name
             values[key_of] = np.concatenate([values.get(key_of, np.zeros(0)), taken])
     medians = {n: float(np.median(v)) for n, v in values.items()}
-    by_hand = {f"{n} (s)" for n in ("onnxruntime", "onnxruntime int8", "onnxruntime GQA", "openvino")}
-    plain = _compared({n: v for n, v in medians.items() if n not in by_hand}, True)
-    report.rows.append(
-        {"family": family, "form": form}
-        | _compared(medians, True)
-        | {"ours / fastest as used": plain.get("ours / fastest", ""), "fastest as used": plain.get("fastest peer", "")}
-        | {"engine": _short(bench.engines.get((*key, OURS), ""))}
-    )
+    for name, taken in values.items():
+        low, middle, high = (float(q) for q in np.quantile(taken, [0.1, 0.5, 0.9]))
+        engine = bench.engines.get((*key, OURS), "") if name == OURS else ""
+        report.rows.append({
+            "family": family, "form": form, "peer": name.removesuffix(_SHARED), "prompt": _prompt(name),
+            "seconds": middle, "10 to 90 %": f"{low:.3g} to {high:.3g}", "its time / ours": middle / medians[OURS]
+            if OURS in medians else "", "engine": _short(engine),
+        })  # fmt: skip
+
+
+def _prompt(name: str) -> str:
+    """How often the prompt runs, and whose doing that is."""
+    if not name.endswith(_SHARED):
+        return "once" if name == OURS else "per sample"
+    return "once, by code of its user" if name.removesuffix(_SHARED) in BY_HAND else "once"
 
 
 def _compared(values: dict[str, float], less_is_better: bool) -> dict[str, Any]:
@@ -336,7 +351,6 @@ def planning(bench: Bench) -> Report:
 def _reports(bench: Bench) -> dict[str, Report]:
     """Empty tables, a column for each peer that can be in them."""
     peers = [n for n in NAMES if n in bench.args.peers]
-    shared = [f"{n} (s)" for n in peers if n not in (REFERENCE, "torch.compile", "onnxruntime-genai")]
     end = ("ours", "fastest peer", "ours / fastest")
     machine = f"{bench.args.threads} threads"
     return {
@@ -344,9 +358,9 @@ def _reports(bench: Bench) -> dict[str, Report]:
                          ("family", "form", "rows", *peers, *end, "engine")),
         "prefill": Report("prefill", f"Prompt of {bench.prompt} tokens [ms], {machine}",
                           ("family", "form", *peers, *end, "engine")),
-        "job": Report("job", f"{bench.samples} samples of {bench.tokens} tokens of one prompt of {bench.job_prompt} [s], "
-                      f"{machine}", ("family", "form", *peers, *shared, *end, "fastest as used",
-                                     "ours / fastest as used", "engine")),
+        "job": Report("job", f"{bench.samples} samples of {bench.tokens} tokens of one prompt of {bench.job_prompt}, "
+                      f"{machine}", ("family", "form", "peer", "prompt", "seconds", "10 to 90 %", "its time / ours",
+                                     "engine")),
     }  # fmt: skip
 
 
@@ -393,8 +407,7 @@ def _notes(bench: Bench, part: str) -> list[str]:
     if part == "decode":
         found.append("steps without sampling; of the -genai engines with their greedy choice")
     if part == "job":
-        found.append("from token numbers to token numbers, temperature 0.8; (s): the prompt runs once, its cache is "
-                     "shared or copied; onnxruntime and openvino need code of their user for that")  # fmt: skip
+        found.append("from token numbers to token numbers, temperature 0.8; prompt: how often it runs")
     for (family, form, peer), reason in bench.absent.items():
         found.append(f"{family} {form} {peer}: {reason}")
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import common
 import numpy as np
-from llm_peers import Peer
+from llm_peer import Peer
 
 from qeil_compile.api import Settings, find_target
 from qeil_compile.frontends.decoder import PROMPT
@@ -45,7 +45,8 @@ class Ours(Peer):
         self.compiled = compile_decoder(self.source, workload, Settings(threads=self.threads), how)
         self.runner = Runner(self.compiled)
         self.session = self.runner.start()
-        return "; ".join(f"{n}: {'+'.join(s.placement for s in p.plan.stages)}" for n, p in self.compiled.phases.items())
+        used = {n: "+".join(s.placement for s in p.plan.stages) for n, p in self.compiled.phases.items()}
+        return "; ".join(f"{n}: {places}" for n, places in used.items())
 
     def begin(self, prompts: list[list[int]]) -> np.ndarray:
         return self.session.prefill(prompts)
