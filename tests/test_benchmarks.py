@@ -23,12 +23,21 @@ SMALL = {
     "partition": ["--only", "plans", "--only", "exact", "--only", "growth"],
     "dnn_partitioning": ["--seeds", "1"],
     "mixing": ["--models", "silero_vad_16k_op15"],
+<<<<<<< HEAD
     "sampling": [],
+=======
+    "llm": ["--families", "gpt2-125m", "--forms", "fp32", "--rows", "2", "--only", "decode", "job", "--peers",
+            "transformers", "--threads", "1"],
+>>>>>>> peers
 }
+#: Parts of benchmarks, not scripts.
+PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native", "llm_worker"}
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
+    if name == "llm":
+        pytest.importorskip("transformers")
     result = tmp_path / "result.json"
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--json", str(result), *SMALL[name]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
@@ -38,10 +47,15 @@ def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
     assert data["environment"]["cpu"] and data["environment"]["versions"]["onnxruntime"]
     tables = list(data["tables"].values())
     assert tables[0]["rows"]
+    if name == "llm":
+        agreed = {m["peer"]: m["difference"] for m in data["measurements"] if m["part"] == "agreement"}
+        assert set(agreed) == {"transformers", "ours"} and max(agreed.values()) < 1e-3
+        assert {r["peer"] for r in data["tables"]["job"]["rows"]} == {"transformers", "ours"}
+        assert not data["absent"]
     if name == "equivalence":
         assert all(r["differ"] == r["failed"] == 0 for r in tables[0]["rows"]), tables[0]["notes"]
 
 
 def test_every_benchmark_is_tested() -> None:
-    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "families"}
+    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
     assert scripts == set(SMALL)

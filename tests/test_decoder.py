@@ -64,9 +64,11 @@ def test_a_family_on_an_engine(name: str, engine: str) -> None:
     rows.step(0)
     rows.select([0, 0, 1, 2, 2])  # samples share a prompt
     rows.step(1)
-    rows.select([3, 1])  # rows end, others change places
+    rows.select([1, 2, 4])  # rows end, those behind them move up
     rows.step(2)
+    rows.select([2, 1])  # a row ends, others change places
     rows.step(3)
+    rows.step(4)
 
 
 @pytest.mark.parametrize("ragged", [False, True])
@@ -121,6 +123,23 @@ def test_rows_are_saved_and_taken_up_again(name: str, engine: str) -> None:
         rows.session.restore(saved)
         rows.rows = [list(r) for r in before]
     rows.step(3)
+
+
+def test_samples_begin_with_room_for_their_next_tokens() -> None:
+    """One copy of the prompt's cache per sample, none of them twice; none at all where rows end."""
+    decoder = open_decoder(small("qwen2"))
+    graph = decoder.graph()
+    weight = decoder.weights(graph)
+    weights = {n: weight(n) for n in graph.weights}
+    unit = backend("onnxruntime").compile_decoder(program(graph), graph.states, weights, "CPU", True, 1)  # type: ignore[attr-defined]
+    s = Session([unit], {1: [unit]}, VOCAB, 64)
+    s.prefill([PROMPTS[0]])
+    s.select(np.zeros(16, np.int64))
+    held = {n: b.ctypes.data for n, b in unit._buffers.items()}
+    s.step(np.arange(16))
+    s.select(np.arange(0, 16, 2))
+    s.step(np.arange(8))
+    assert {n: b.ctypes.data for n, b in unit._buffers.items()} == held
 
 
 def test_scores_are_log_probabilities() -> None:

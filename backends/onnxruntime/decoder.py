@@ -37,6 +37,7 @@ class OrtDecoderStage:
         self._shapes = {n: [d if isinstance(d, int) else -1 for d in shapes[n]] for n in self.states}
         types = {i.name: i.type for i in session.get_inputs()}
         self._dtypes = {n: _DTYPES[types[n]] for n in self.states}
+        self._growing = [n for n in self.states if not self._is_fixed(n)]
         self._buffers: dict[str, np.ndarray] = {}
         self._values: dict[str, Any] = {}
         self._total = self._capacity = 0
@@ -48,10 +49,29 @@ class OrtDecoderStage:
         self._renew({n: np.zeros(self._shape(n, rows, 0), self._dtypes[n]) for n in self.states}, 0)
 
     def select(self, rows: np.ndarray) -> None:
-        if len(rows) == self._rows and np.array_equal(rows, np.arange(len(rows))):
+        buffers = {n: b[rows] for n, b in self._buffers.items() if self._is_fixed(n)}
+        if (np.diff(rows, prepend=-1) > 0).all():
+            # Rows only leave: those behind them move up, within the buffers.
+            if len(rows) == self._rows:
+                return
+            for name in self._growing:
+                buffers[name] = self._filled(self._buffers[name], name, rows)[: len(rows)]
+            self._renew(buffers, self._capacity)
             return
-        self._renew({n: b[rows] if self._is_fixed(n) else b[rows, :, : self._total] for n, b in self._buffers.items()},
-                    self._total)  # fmt: skip
+        # With room for the next token, or the next pass would copy everything once more.
+        capacity = _rounded(self._total + 1)
+        for name in self._growing:
+            goal = np.empty(self._shape(name, len(rows), capacity), self._dtypes[name])
+            buffers[name] = self._filled(goal, name, rows)
+        self._renew(buffers, capacity)
+
+    def _filled(self, goal: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
+        """`goal` with the keys or values that `rows` hold; within one buffer rows can only move to the front."""
+        source = self._buffers[name]
+        for place, row in enumerate(rows):
+            if goal is not source or place != row:
+                goal[place, :, : self._total] = source[row, :, : self._total]
+        return goal
 
     def export(self) -> dict[str, np.ndarray]:
         return {n: np.array(b if self._is_fixed(n) else b[:, :, : self._total]) for n, b in self._buffers.items()}
@@ -95,7 +115,7 @@ class OrtDecoderStage:
         return [rows, *shape[1:]] if self._is_fixed(name) else [rows, shape[1], length, shape[3]]
 
     def _grow(self, total: int) -> None:
-        capacity = _GROWTH * -(-total // _GROWTH)
+        capacity = _rounded(total)
         grown = {}
         for name, old in self._buffers.items():
             if self._is_fixed(name):
@@ -179,3 +199,8 @@ def decoder_stage(
     # States that an operator of attention does not own, keep their length or grow by themselves.
     grows = any(len(i.shape) == 4 and i.name in states and i.name not in keys for i in session.get_inputs())
     return (OrtAppendingStage if grows else OrtDecoderStage)(session, states, weights)
+
+
+def _rounded(total: int) -> int:
+    """Places of a cache of so many tokens."""
+    return _GROWTH * -(-total // _GROWTH)
