@@ -23,12 +23,9 @@ SMALL = {
     "partition": ["--only", "plans", "--only", "exact", "--only", "growth"],
     "dnn_partitioning": ["--seeds", "1"],
     "mixing": ["--models", "silero_vad_16k_op15"],
-<<<<<<< HEAD
     "sampling": [],
-=======
     "llm": ["--families", "gpt2-125m", "--forms", "fp32", "--rows", "2", "--only", "decode", "job", "--peers",
             "transformers", "--threads", "1"],
->>>>>>> peers
 }
 #: Parts of benchmarks, not scripts.
 PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native", "llm_worker"}
