@@ -1,7 +1,7 @@
 """EAC, Energy-Aware Cascade: which samples to draw next, at what price.
 
-Decoding is bound by memory: b samples decoded together share every read of the weights and the prompt's cache, so that a
-round of b costs 1 + (b - 1) rho passes. EAC prices rounds, not samples.
+Decoding is bound by memory: b samples decoded together share every read of the weights and the prompt's cache, so that
+a round of b costs 1 + (b - 1) rho passes. EAC prices rounds, not samples.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class Caps:
 
 
 class Draw(NamedTuple):
-    """The next round: `count` samples at a rung, at a temperature (None: the source's own)."""
+    """The next round: `size` samples at a rung, at a temperature (None: the source's own)."""
 
     rung: int
-    count: int
+    size: int
     temperature: float | None = None
 
 
@@ -176,7 +176,7 @@ class Eac:
         drawn = sum(map(len, tallies.values()))
         for offer in sorted(worth, key=lambda o: -o.ratio):
             price = next(a.price for a in self.arms if a.rung == offer.draw.rung)
-            fits = caps.fits(price, spent, drawn, offer.draw.count, spread)
+            fits = caps.fits(price, spent, drawn, offer.draw.size, spread)
             if fits:
-                return offer.draw._replace(count=fits)
+                return offer.draw._replace(size=fits)
         return Reason.BUDGET

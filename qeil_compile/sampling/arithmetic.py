@@ -9,7 +9,11 @@ from fractions import Fraction
 
 #: Equations in GSM8K's annotation, and as people write them.
 _NOTED = re.compile(r"<<([^<>=]{1,200})=([^<>=]{1,60})>>")
-_PLAIN = re.compile(r"(?<![\w.)])([-(]?[$\d.][\d\s.,$%()+\-*/x×÷]{0,120}?)=\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?|-?\.\d+)(%?)(?![\d/*+]|\s*[-+*/x×÷]\s*\d)")  # fmt: skip
+_PLAIN = re.compile(
+    r"(?<![\w.)])([-(]?[$\d.][\d\s.,$%()+\-*/x×÷]{0,120}?)"  # sums and products
+    r"=\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?|-?\.\d+)(%?)"  # a number
+    r"(?![\d/*+]|\s*[-+*/x×÷]\s*\d)"  # that is not the beginning of the next product
+)
 _SIGNS = {"×": "*", "÷": "/", "x": "*", "$": "", ",": "", " ": "", "%": "/100"}
 _DEEPEST = 50
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from qeil_compile.errors import InputError
@@ -28,12 +29,13 @@ _TABLE = 257
 _LN2 = math.log(2.0)
 
 
-def log_evidence(s: np.ndarray, f: np.ndarray, spike: float = 0.0) -> np.ndarray:
+def log_evidence(s: ArrayLike, f: ArrayLike, spike: float = 0.0) -> np.ndarray:
     """log E_wb of s draws for and f against, element by element.
 
     `spike` in [0, 1): share of the mixture that bets everything on p = 1, which helps where votes are unanimous.
     """
     s, f = np.asarray(s, float), np.asarray(f, float)
+    even: np.ndarray
     with np.errstate(divide="ignore"):
         even = (s + f + 1) * _LN2 + special.betaln(s + 1, f + 1) + np.log(special.betainc(f + 1, s + 1, 0.5))
         if not spike:
@@ -93,7 +95,7 @@ class Cert:
         """log E_wb."""
         if s < _TABLE and f < _TABLE:
             return self._rows[s][f]
-        return float(log_evidence(np.float64(s), np.float64(f), self.spike))
+        return float(log_evidence(s, f, self.spike))
 
     def evidence(self, tally: Tally, answer: str) -> float:
         """log of the least E_wb over the rivals of `answer`, unseen ones included."""
@@ -114,7 +116,8 @@ class Cert:
             if count <= self._least:  # its first draw is not evidence
                 continue
             if self.evidence(tally, answer) >= self.threshold(tally.places[answer]):
-                return Stop(Reason.CERT, answer, self.delta, f"the model's most frequent answer, error <= {self.delta:g}")
+                note = f"the model's most frequent answer, error <= {self.delta:g}"
+                return Stop(Reason.CERT, answer, self.delta, note)
         return None
 
     def within(self, tally: Tally, more: int) -> bool:
@@ -252,7 +255,8 @@ def certify_paths(
     where no certificate is issued. Where two come at one look, the one that came first as a candidate counts.
     """
     runs, length = draws.shape
-    table = log_evidence(*np.ogrid[: length + 1, : length + 1], spike)
+    s, f = np.ogrid[: length + 1, : length + 1]
+    table = log_evidence(s, f, spike)
     answers = int(draws.max()) + 1
     rows = np.arange(runs)
     came = [draws == a for a in range(answers)]

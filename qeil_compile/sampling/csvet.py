@@ -143,7 +143,7 @@ class Futile(_Vote):
 
 
 class Threshold(_Vote):
-    """Stop where a score of the counts (draws, leader, runner-up) reaches a bar; RISK puts a guarantee on such rules."""
+    """Stop where a score of the counts (draws, leader, next) reaches a bar; RISK puts a guarantee on such rules."""
 
     anytime = False
 
@@ -162,14 +162,16 @@ class Threshold(_Vote):
 
 
 def csvet(
-    delta: float = 0.05, samples: int | None = None, *, exact: bool = False, verifier_false_accepts: float | None = None,
-    unique: bool = False, futile: bool = False, spike: float = 0.0,
+    delta: float = 0.05, samples: int | None = None, *, exact: bool = False,
+    verifier_false_accepts: float | None = None, unique: bool = False, futile: bool = False, spike: float = 0.0,
 ) -> tuple[Rule, ...]:  # fmt: skip
-    """The usual rules under one delta, in the order in which they are asked: what a verifier may spend over `samples` checks is taken from CERT's part.
+    """The usual rules under one delta, in the order in which they are asked.
 
+    What a verifier may spend over `samples` checks is taken from CERT's part, up to half of delta.
     `verifier_false_accepts`: None without a verifier. `samples`: most samples of a question, for CURTAIL and FUTILE.
-    Raises `InputError` where nothing of delta is left to certify with.
+    Raises `InputError` for a delta outside (0, 1).
     """
+    check_level("delta", delta)
     rules: list[Rule] = [Exact()] if exact else []
     rest = delta
     if verifier_false_accepts is not None:

@@ -102,3 +102,14 @@ def code(text: str) -> str | None:
     blocks = re.findall(r"```[\w+-]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
     found = blocks[-1] if blocks else text
     return found.strip("\n") if found.strip() else None
+
+
+def latex(answer: str) -> str:
+    """One spelling for the same formula: no blanks, \\dfrac as \\frac, no \\mathrm, \\left, \\right or dollar signs.
+
+    It compares spellings, not values: 1/2 and 0.5 stay two answers. Plain numbers get the spelling of `number`.
+    """
+    plain = re.sub(r"\\[dt]frac", r"\\frac", answer)
+    plain = re.sub(r"\\(?:mathrm|text|mbox|mathbf)\s*\{([^{}]*)\}", r"\1", plain)
+    plain = re.sub(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[ ,;:!]|[\s$]", "", plain)
+    return canonical(plain) or plain

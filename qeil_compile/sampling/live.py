@@ -53,7 +53,7 @@ class LiveSource:
         """Raises `InputError` for a prompt that is empty or leaves no room in the context."""
         rung = self.rungs[draw.rung]
         temperature = rung.sampling.temperature if draw.temperature is None else draw.temperature
-        sampling = replace(rung.sampling, n=draw.count, temperature=temperature)
+        sampling = replace(rung.sampling, n=draw.size, temperature=temperature)
         # Samples go on numbering where the last round ended, and have random numbers of their own by that.
         batch = Batch(rung.session, rung.tokenizer, [rung.prompt(question)], sampling, first_sample=drawn)
         return LiveRound(batch, rung, self.extract, draw.rung)

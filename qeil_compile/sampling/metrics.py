@@ -135,10 +135,8 @@ def fit_coverage(
     low, high = np.nanquantile(many, [0.025, 0.975], axis=0) if several else (
         np.array([np.nanquantile(many[:, i], q) if i != 1 else math.nan for i in range(3)]) for q in (0.025, 0.975)
     )  # fmt: skip
-    exp = math.exp
-    return CoverageLaw(
-        Interval(exp(a), exp(low[0]), exp(high[0])), Interval(b_n, low[1], high[1]), Interval(b_s, low[2], high[2]), error
-    )  # fmt: skip
+    alpha = Interval(math.exp(a), math.exp(low[0]), math.exp(high[0]))
+    return CoverageLaw(alpha, Interval(b_n, low[1], high[1]), Interval(b_s, low[2], high[2]), error)
 
 
 def _coverage_table(k: int) -> tuple[list[int], np.ndarray]:
@@ -165,7 +163,7 @@ def _least_squares(rows: np.ndarray, target: np.ndarray, several: bool) -> tuple
 
 
 def within_auc(values: np.ndarray, correct: np.ndarray, questions: np.ndarray) -> float:
-    """Mean over questions of P(a right sample has a higher value than a wrong one), ties half; NaN where none has both."""
+    """Mean over questions of P(a right sample is above a wrong one), ties half; NaN where no question has both."""
     found = []
     for q in np.unique(questions):
         x, y = values[questions == q], correct[questions == q] > 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qeil_compile.errors import InputError
 
@@ -53,9 +53,9 @@ class Settings:
     the log that are there for most samples). `labels`: whether learning may use the marks of the other questions.
     """
 
-    price: Price = Price()
+    price: Price = field(default_factory=Price)
     looks: Sequence[int] | None = None
-    caps: Caps = Caps()
+    caps: Caps = field(default_factory=Caps)
     features: Sequence[str] | None = None
     labels: bool = True
     orders: int = 4

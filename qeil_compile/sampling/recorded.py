@@ -56,7 +56,7 @@ class RecordedSource:
 
     def draw(self, question: Replayed, draw: Draw, drawn: int) -> RecordedRound:
         log = self.rungs.get(draw.rung, {}).get(question.recorded.pid, question)
-        return RecordedRound(log.samples[drawn : drawn + draw.count], self.prices[draw.rung])
+        return RecordedRound(log.samples[drawn : drawn + draw.size], self.prices[draw.rung])
 
 
 class RecordedRound:

@@ -80,7 +80,7 @@ class Reliability:
         return min(max(total, -self.cap), self.cap)
 
     def weight(self, sample: Sample) -> float:
-        """Log-odds of r cut at `floor` from below, in units of their largest: between 0 and 1, from this sample alone."""
+        """Log-odds of r, at least `floor`, in units of their cap: between 0 and 1, from this sample alone."""
         return 0.0 if sample.answer is None else max(self.log_odds(sample), self.floor) / self.cap
 
     def weigh(self, sample: Sample) -> Sample:
@@ -90,12 +90,13 @@ class Reliability:
 
 def fit_reliability(
     samples: Sequence[Sample], correct: Sequence[bool], questions: Sequence[object], features: Sequence[str], *,
-    scale: float = 1.0, cap: float = 4.0, blocks: int = 20,
+    scale: float | None = None, cap: float = 4.0, blocks: int = 20,
 ) -> Reliability:  # fmt: skip
     """Fit on history. `correct`: labels, or agreement with the full vote. `questions`: which question each is of.
 
     Each feature gets an isotonic regression in the direction in which it orders correct samples above wrong ones
-    *within* questions (without such pairs: over all), shrunk to the base rate by the size of its blocks. Raises
+    *within* questions (without such pairs: over all), shrunk to the base rate by the size of its blocks. `scale`
+    (default: 1 / root of the number of features): features that say much the same must not count twice. Raises
     `InputError` where lengths differ or nothing is given.
     """
     if not len(samples) == len(correct) == len(questions) or not samples:
@@ -122,6 +123,8 @@ def fit_reliability(
         knots, rates = _isotonic(sign * x, y, base, blocks)
         order = np.argsort(sign * knots)
         steps.append(Step(name, tuple((sign * knots)[order]), tuple(rates[order]), sign, absent))
+    if scale is None:
+        scale = 1 / math.sqrt(max(len(steps), 1))
     return Reliability(tuple(steps), base, scale, cap)
 
 

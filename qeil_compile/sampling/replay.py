@@ -75,7 +75,7 @@ def replay(
     """
     rng = np.random.default_rng(seed)
     price = price or Price()
-    source = RecordedSource({rung: price for rung in range(8)})
+    source = RecordedSource(dict.fromkeys(range(8), price))
     columns: list[list[float]] = []
     reasons: Counter[str] = Counter()
     for recorded in log:
@@ -91,8 +91,10 @@ def replay(
                 verdict.cost.joules, verdict.cost.seconds,
             ))  # fmt: skip
         columns.append(np.mean(rows, axis=0).tolist())
-    table = np.array(columns).T
-    return Replay(name, tuple(r.pid for r in log), *table, reasons)
+    right, agrees, answered, samples, rounds, passes, joules, seconds = np.array(columns).T
+    return Replay(
+        name, tuple(r.pid for r in log), right, agrees, answered, samples, rounds, passes, joules, seconds, reasons
+    )  # fmt: skip
 
 
 def cross_replay(
@@ -104,13 +106,13 @@ def cross_replay(
     Raises `InputError` where there are fewer questions than folds.
     """
     if len(log) < folds:
-        raise InputError(f"log: found {len(log)} questions, expected at least {folds} to learn from some and ask others")
+        raise InputError(f"log: found {len(log)} questions, expected {folds} or more, to learn from some of them")
     fold = np.random.default_rng(seed).permutation(len(log)) % folds
     parts: list[tuple[np.ndarray, Replay]] = []
     for f in range(folds):
         mine = np.flatnonzero(fold == f)
-        selector = build([log[i] for i in np.flatnonzero(fold != f)])
-        parts.append((mine, replay([log[i] for i in mine], selector, price, orders=orders, seed=seed + f)))
+        selector = build([log[int(i)] for i in np.flatnonzero(fold != f)])
+        parts.append((mine, replay([log[int(i)] for i in mine], selector, price, orders=orders, seed=seed + f)))
     order = np.argsort(np.concatenate([mine for mine, _ in parts]))
     join = {n: np.concatenate([getattr(r, n) for _, r in parts])[order] for n in
             ("right", "agrees", "answered", "samples", "rounds", "passes", "joules", "seconds")}  # fmt: skip

@@ -37,7 +37,7 @@ def hoeffding_bentkus_p(losses: np.ndarray, alpha: float) -> float:
 
 @dataclass(frozen=True)
 class Controlled:
-    """The rule that was taken: its place in the family (None: not even the first could be shown), and p-values so far."""
+    """The rule that was taken: its place in the family (None: not even the first was shown), and p-values so far."""
 
     place: int | None
     alpha: float

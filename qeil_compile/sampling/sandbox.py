@@ -87,9 +87,9 @@ def run(
             os.close(write)
         timed_out = False
         try:
-            status = process.wait(seconds)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
-            timed_out, status = True, None
+            timed_out = True
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -101,4 +101,5 @@ def run(
         for file in (out, err):
             file.seek(0)
             texts.append(file.read(_SHOWN).decode("utf-8", "replace"))
-        return Outcome(process.returncode if status is None else status, *texts, took, timed_out, isolated)
+        out_text, err_text = texts
+        return Outcome(process.returncode, out_text, err_text, took, timed_out, isolated)

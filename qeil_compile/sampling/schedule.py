@@ -1,9 +1,10 @@
 """When to look, and how many samples to draw until then: a dynamic programme over (leader, runner-up) counts.
 
 History (answers of many questions, no labels needed) is drawn in many random orders. At each size n of a grid the state
-of a path is (n, votes of the leader, votes of the next), or what another view makes of the samples; what is learned per
-state is the chance p that the leader is the winner of the full vote, and where the path goes on. Backwards from the last size, each state takes the cheapest of
-stopping, at `error` * (1 - p), and of drawing on to a larger size at the price of that round.
+of a path is (n, votes of the leader, votes of the next), or what another view makes of the samples. Learned per state
+are the chance p that the leader is the winner of the full vote, and where the path goes on. Backwards from the last
+size, each state takes the cheapest of stopping, at `error` * (1 - p), and of drawing on to a larger size at the price
+of that round.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .views import View, Votes
 #: Sizes at which a state may look, as far as the history reaches.
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
 #: Worths of an error, in passes, among which `History.tune` chooses.
-ERRORS = (2, 4, 7, 10, 15, 20, 30, 50, 80, 130, 200, 400, 1000)
+ERRORS = (0.5, 1, 2, 4, 7, 10, 15, 20, 30, 50, 80, 130, 200, 400, 1000)
 State = tuple[int, int, int]
 
 
@@ -84,7 +85,7 @@ class History:
     view: View
 
     def p(self, i: int) -> np.ndarray:
-        """P(the leader is the one of the end) by state of size i: history, shrunk to the view's prior as by one more question."""
+        """P(the leader is the one of the end) by state of size i, shrunk to the prior as by one more question."""
         ids, count = self.states[i], len(self.keys[i])
         visits = np.bincount(ids, minlength=count)
         mean = np.bincount(ids, self.agrees[i], count) / np.maximum(visits, 1)
@@ -172,7 +173,7 @@ class History:
     def tune(
         self, price: Callable[[int], float], tolerance: float = 0.005, errors: Sequence[float] = ERRORS
     ) -> tuple[float, Schedule]:  # fmt: skip
-        """The cheapest worth of an error whose schedule loses at most `tolerance` against all samples, and its schedule.
+        """The cheapest worth of an error whose schedule loses at most `tolerance` to all samples, and that schedule.
 
         Judged by planning on one half of the questions and following on the other, both ways. Where none is as good
         as that, the largest worth is taken.
@@ -195,15 +196,15 @@ class History:
 
 
 def learn(
-    questions: Sequence[Sequence[Sample]], correct: Sequence[Sequence[float]] | None = None, view: View | None = None, *,
-    orders: int | None = None, sizes: Sequence[int] = SIZES, seed: int = 0,
+    questions: Sequence[Sequence[Sample]], correct: Sequence[Sequence[float]] | None = None, view: View | None = None,
+    *, orders: int | None = None, sizes: Sequence[int] = SIZES, seed: int = 0,
 ) -> History:  # fmt: skip
     """History of questions with the same number k of samples each, seen through `view` (default: `Votes`).
 
     Schedules are planned for agreement with the choice after all k samples of the same order. `correct[q][i]`: whether
-    sample i of question q is right, where labels are known: `History.tune` judges schedules by them then, a choice being
-    as right as the samples with its answer are on average. `orders`: random orders of each question; default: some
-    10,000 in all. Raises `InputError` where there is nothing to learn from.
+    sample i of question q is right, where labels are known: `History.tune` judges schedules by them then, a choice
+    being as right as the samples with its answer are on average. `orders`: random orders of each question; default:
+    some 10,000 in all. Raises `InputError` where there is nothing to learn from.
     """
     lengths = {len(a) for a in questions}
     if len(lengths) != 1 or lengths == {0}:

@@ -66,8 +66,8 @@ class Selector:
     """Settings of inquiries. `rules` are asked in order: after every sample those that may be, all after every round.
 
     `weigh`: ARDE's reliability, whose weighted vote gives the answer where no rule stops. `choose`: another way to
-    answer then. `prune`: live samples to cancel, from what there is of them (`Sample`s without answer); a function of each
-    sample alone, or CERT loses its meaning.
+    answer then. `prune`: live samples to cancel, from what there is of them (`Sample`s without answer); a function of
+    each sample alone, or CERT loses its meaning.
     """
 
     allocate: Allocator = field(default_factory=lambda: Looks((4, 8, 16, 32)))

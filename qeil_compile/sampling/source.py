@@ -104,7 +104,7 @@ def ask(
     while (draw := inquiry.next()) is not None:
         price = source.price(draw.rung)
         drawn = len(inquiry.tallies.get(draw.rung, ()))
-        _run(source.draw(question, draw, drawn), inquiry, draw, price.cost(draw.count), question, verification, check)
+        _run(source.draw(question, draw, drawn), inquiry, draw, price.cost(draw.size), question, verification, check)
         if check is not None and verification is not None and verification.only_leaders and inquiry.stop is None:
             _check_leader(inquiry, question, check)
         if watch is not None:
@@ -145,7 +145,7 @@ def _run(
 
 
 def _cut(inquiry: Inquiry, waiting: dict[int, Sample]) -> None:
-    """The cap is reached inside a round: what has ended still votes, but proves nothing, since the short ones end first."""
+    """The cap is reached inside a round: what has ended still votes, but proves nothing: the short ones end first."""
     for place in sorted(waiting):
         inquiry.tally.add(waiting[place])
     answer = inquiry.answer()

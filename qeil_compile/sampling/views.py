@@ -68,7 +68,9 @@ class Likeliest:
         unseen = max(1 - sum(known.values()), 0.0)
         best = max(known.values())
         # Thirds of an octave of p(best); tenths of the unseen mass; settled states are one.
-        return (99, 0) if best >= unseen else (max(60 + round(3 * math.log2(max(best, 1e-6))), 1), math.ceil(10 * unseen))
+        if best >= unseen:
+            return 99, 0
+        return max(60 + round(3 * math.log2(max(best, 1e-6))), 1), math.ceil(10 * unseen)
 
     def choose(self, tally: Tally) -> str | None:
         known = self._known(tally)
