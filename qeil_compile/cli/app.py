@@ -16,7 +16,7 @@ import typer
 
 from qeil_compile.errors import QeilError
 
-from . import bench, calibrate, chat, demo, devices, explain, run, validate, verify
+from . import bench, calibrate, chat, demo, devices, explain, replay, run, validate, verify
 from . import compile as compile_command
 from .console import options
 
@@ -40,6 +40,7 @@ app.command("run")(run.command)
 app.command("chat")(chat.command)
 app.command("explain")(explain.command)
 app.command("verify")(verify.command)
+app.command("replay")(replay.command)
 app.command("demo")(demo.command)
 app.add_typer(devices.app, name="devices")
 app.add_typer(bench.app, name="bench")

@@ -1,0 +1,66 @@
+"""Repeated sampling and the selection cascade: which samples to draw, what each is worth, when to stop, on any stream.
+
+    selector = Selector(Looks((4, 8, 16, 40)), csvet(delta=0.05, samples=40))
+    inquiry = selector.open()                   # by hand, sample by sample
+    verdict = ask(source, selector, question)   # or over a source: a recorded log, a live decoder
+
+EAC (allocation, schedule) prices rounds; ARDE (reliability, ranking) weighs samples; CSVET (csvet, certificate, risk)
+stops with a claim. A certificate speaks of the model's most frequent answer, not of the truth: see docs/selection.md.
+"""
+
+from __future__ import annotations
+
+from .allocation import Arm, Caps, Draw, Eac, Looks, Price
+from .arithmetic import Arithmetic, check_arithmetic
+from .certificate import Cert, WeightedCert, certify_paths
+from .choice import choose_option
+from .csvet import Curtail, Exact, Futile, Rule, Threshold, Verified, csvet
+from .live import LiveSource, Rung
+from .log import Recorded, read_log
+from .metrics import (
+    CoverageLaw,
+    Interval,
+    bootstrap,
+    ece,
+    fit_coverage,
+    ipj,
+    ipw,
+    paired_difference,
+    paired_ratio,
+    pass_at_k,
+    ppp,
+    within_auc,
+)
+from .named import RULES, Settings, run_rule
+from .ranking import Ranked, Ranker, consensus, fit_ranker
+from .recorded import RecordedSource, Replayed, replayed
+from .reliability import Diversity, Reliability, effective_answers, fit_reliability, posterior, summarise, unseen_mass
+from .replay import Replay, cross_replay, replay
+from .risk import Controlled, control
+from .samples import Cost, Reason, Sample, Stop, Tally
+from .schedule import History, Schedule, learn, typical
+from .selector import Inquiry, Selector, Verdict
+from .source import Round, Source, Verification, ask
+from .verify import (
+    ArithmeticVerifier,
+    Check,
+    CommandVerifier,
+    Guard,
+    UnitTests,
+    Verifier,
+    false_accept_bound,
+)
+from .views import Likeliest, View, Votes, WeightedVotes
+
+__all__ = [
+    "RULES", "Arithmetic", "ArithmeticVerifier", "Arm", "Caps", "Cert", "Check", "CommandVerifier", "Controlled",
+    "Cost", "CoverageLaw", "Curtail", "Diversity", "Draw", "Eac", "Exact", "Futile", "Guard", "History", "Inquiry",
+    "Interval", "Likeliest", "LiveSource", "Looks", "Price", "Ranked", "Ranker", "Reason", "Recorded",
+    "RecordedSource", "Reliability", "Replay", "Replayed", "Round", "Rule", "Rung", "Sample", "Schedule", "Selector",
+    "Settings", "Source", "Stop", "Tally", "Threshold", "UnitTests", "Verdict", "Verification", "Verified", "Verifier",
+    "View", "Votes", "WeightedCert", "WeightedVotes", "ask", "bootstrap", "certify_paths", "check_arithmetic",
+    "choose_option", "consensus", "control", "cross_replay", "csvet", "ece", "effective_answers",
+    "false_accept_bound", "fit_coverage", "fit_ranker", "fit_reliability", "ipj", "ipw", "learn", "paired_difference",
+    "paired_ratio", "pass_at_k", "posterior", "ppp", "read_log", "replay", "replayed", "run_rule", "summarise",
+    "typical", "unseen_mass", "within_auc",
+]  # fmt: skip

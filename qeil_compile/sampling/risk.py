@@ -1,0 +1,65 @@
+"""RISK: a guarantee over questions for a rule without one, by fixed-sequence Learn-then-Test.
+
+A family of rules is ordered beforehand, from the most careful to the boldest, on other data than the calibration
+questions. Each rule's loss on a calibration question is its disagreement with the full vote: no labels are needed. The
+rules are tested in order, each at level delta, until one cannot be shown to have a risk of at most alpha; the last one
+that could is taken. Then P(its risk on questions like these > alpha) <= delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from qeil_compile.errors import InputError
+
+from .certificate import check_level
+
+
+def binomial_p(losses: np.ndarray, alpha: float) -> float:
+    """p-value of "risk > alpha" for losses of 0 and 1: P(Binomial(n, alpha) <= their sum), exact."""
+    return float(stats.binom.cdf(round(float(losses.sum())), len(losses), alpha))
+
+
+def hoeffding_bentkus_p(losses: np.ndarray, alpha: float) -> float:
+    """p-value of "risk > alpha" for losses in [0, 1] (Bates et al. 2021)."""
+    n, mean = len(losses), float(losses.mean())
+    if mean >= alpha:
+        return 1.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kl = (mean * np.log(mean / alpha) if mean else 0.0) + (1 - mean) * np.log((1 - mean) / (1 - alpha))
+    bentkus = np.e * float(stats.binom.cdf(np.ceil(n * mean), n, alpha))
+    return float(min(np.exp(-n * kl), bentkus, 1.0))
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """The rule that was taken: its place in the family (None: not even the first was shown), and p-values so far."""
+
+    place: int | None
+    alpha: float
+    delta: float
+    p_values: tuple[float, ...]
+
+
+def control(losses: Sequence[np.ndarray] | np.ndarray, alpha: float = 0.01, delta: float = 0.1) -> Controlled:
+    """Test a family in its order. losses: [rules, questions], in [0, 1].
+
+    Losses of 0 and 1 are tested exactly, others by Hoeffding-Bentkus. Raises `InputError` for losses outside [0, 1] or
+    without questions.
+    """
+    check_level("alpha", alpha)
+    check_level("delta", delta)
+    table = np.asarray(losses, float)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all() or table.min() < 0 or table.max() > 1:
+        raise InputError(f"losses: found the shape {table.shape}, expected [rules, questions] of numbers from 0 to 1")
+    whole = bool(np.isin(table, (0.0, 1.0)).all())
+    found: list[float] = []
+    for row in table:
+        found.append(binomial_p(row, alpha) if whole else hoeffding_bentkus_p(row, alpha))
+        if found[-1] > delta:
+            return Controlled(len(found) - 2 if len(found) > 1 else None, alpha, delta, tuple(found))
+    return Controlled(len(found) - 1, alpha, delta, tuple(found))
