@@ -16,7 +16,7 @@ import typer
 
 from qeil_compile.errors import QeilError
 
-from . import bench, calibrate, chat, demo, devices, explain, replay, run, validate, verify
+from . import ask, bench, calibrate, chat, demo, devices, explain, replay, run, validate, verify
 from . import compile as compile_command
 from .console import options
 
@@ -38,6 +38,8 @@ app.command("calibrate")(calibrate.command)
 app.command("validate")(validate.command)
 app.command("run")(run.command)
 app.command("chat")(chat.command)
+app.command("ask")(ask.command)
+app.command("evaluate")(ask.evaluate)
 app.command("explain")(explain.command)
 app.command("verify")(verify.command)
 app.command("replay")(replay.command)

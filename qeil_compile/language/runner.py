@@ -70,10 +70,14 @@ class Runner:
             encoded = self._encode(prompts)
             yield from stream(self.session, self.tokenizer, encoded, _settings(sampling, fields), max_rows=max_rows)
 
+    def encode(self, prompt: Prompt) -> str | Sequence[int]:
+        """One prompt as `generation` takes it: a conversation becomes tokens. Raises `InputError`."""
+        return self._chat(prompt) if _is_chat(prompt) else prompt  # type: ignore[return-value]
+
     def _encode(self, prompts: Prompt | Sequence[Prompt]) -> list[str | Sequence[int]]:
         """One prompt or several; conversations in the model's own form."""
         many = prompts if _is_many(prompts) else [prompts]
-        return [self._chat(p) if _is_chat(p) else p for p in many]  # type: ignore[misc]
+        return [self.encode(p) for p in many]  # type: ignore[arg-type]
 
     def _chat(self, messages: Any) -> list[int]:
         if self.tokenizer is None:
