@@ -19,6 +19,8 @@ from qeil_compile.errors import BackendError
 #: Places of a cache that are added at once when it is full.
 _GROWTH = 128
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype("f4"), "tensor(float16)": np.dtype("f2")}
+#: A block of memory serves again where it is at most so many times what is wanted.
+_LOOSE = 4
 
 
 class OrtDecoderStage:
@@ -38,6 +40,9 @@ class OrtDecoderStage:
         types = {i.name: i.type for i in session.get_inputs()}
         self._dtypes = {n: _DTYPES[types[n]] for n in self.states}
         self._growing = [n for n in self.states if not self._is_fixed(n)]
+        # Keys and values lie in blocks; those of the last job serve the next one, for fresh pages are slow.
+        self._blocks: dict[str, np.ndarray] = {}
+        self._free: dict[str, list[np.ndarray]] = {n: [] for n in self._growing}
         self._buffers: dict[str, np.ndarray] = {}
         self._values: dict[str, Any] = {}
         self._total = self._capacity = 0
@@ -46,6 +51,7 @@ class OrtDecoderStage:
 
     def reset(self, rows: int) -> None:
         self._total = 0
+        self._release()
         self._renew({n: np.zeros(self._shape(n, rows, 0), self._dtypes[n]) for n in self.states}, 0)
 
     def select(self, rows: np.ndarray) -> None:
@@ -60,10 +66,27 @@ class OrtDecoderStage:
             return
         # With room for the next token, or the next pass would copy everything once more.
         capacity = _rounded(self._total + 1)
+        blocks = {}
         for name in self._growing:
-            goal = np.empty(self._shape(name, len(rows), capacity), self._dtypes[name])
+            blocks[name], goal = self._block(name, self._shape(name, len(rows), capacity))
             buffers[name] = self._filled(goal, name, rows)
+        self._release()
+        self._blocks = blocks
         self._renew(buffers, capacity)
+
+    def _block(self, name: str, shape: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """A block that is free, or new, and its part of that shape."""
+        size = int(np.prod(shape))
+        free = self._free[name]
+        fitting = [k for k, b in enumerate(free) if size <= b.size <= _LOOSE * size]
+        block = free.pop(min(fitting, key=lambda k: free[k].size)) if fitting else np.empty(size, self._dtypes[name])
+        return block, block[:size].reshape(shape)
+
+    def _release(self) -> None:
+        """What is in use is free: a prompt's block and its samples' are kept, none older."""
+        for name, block in self._blocks.items():
+            self._free[name] = [*self._free[name], block][-2:]
+        self._blocks = {}
 
     def _filled(self, goal: np.ndarray, name: str, rows: np.ndarray) -> np.ndarray:
         """`goal` with the keys or values that `rows` hold; within one buffer rows can only move to the front."""
@@ -77,6 +100,7 @@ class OrtDecoderStage:
         return {n: np.array(b if self._is_fixed(n) else b[:, :, : self._total]) for n, b in self._buffers.items()}
 
     def load(self, states: Mapping[str, np.ndarray]) -> None:
+        self._release()
         self._total = next((states[n].shape[2] for n in self.states if not self._is_fixed(n)), 0)
         self._renew({n: np.ascontiguousarray(states[n]) for n in self.states}, self._total)
 
@@ -116,12 +140,11 @@ class OrtDecoderStage:
 
     def _grow(self, total: int) -> None:
         capacity = _rounded(total)
-        grown = {}
-        for name, old in self._buffers.items():
-            if self._is_fixed(name):
-                grown[name] = old
-                continue
-            grown[name] = np.empty((*old.shape[:2], capacity, old.shape[3]), old.dtype)
+        grown = {n: b for n, b in self._buffers.items() if self._is_fixed(n)}
+        for name in self._growing:
+            old = self._buffers[name]
+            # The block that was too small is not kept: a long text would hold many.
+            self._blocks[name], grown[name] = self._block(name, self._shape(name, len(old), capacity))
             grown[name][:, :, : self._total] = old[:, :, : self._total]
         self._renew(grown, capacity)
 
