@@ -42,8 +42,11 @@ def measure(compiled: CompiledDecoder, options: Sequence[Option], say: Say, seco
     for option in options:
         say(f"{option.name}, {option.bits} bit")
         try:
-            session = replace(compiled, phases=option.phases).start()
-            found += _timings(session, option, compiled.workload, compiled.config.vocab, seconds)
+            # Without a name the session ends here, and not when the next one has started.
+            found += _timings(
+                replace(compiled, phases=option.phases).start(), option, compiled.workload, compiled.config.vocab,
+                seconds,
+            )  # fmt: skip
         except BackendError:
             continue
         finally:
