@@ -48,8 +48,12 @@ def measure(
     for option in options:
         say(f"{option.name}, {option.bits} bit")
         try:
-            session = replace(compiled, phases=option.phases).start()
-            found += list(_timings(session, option, compiled.workload, compiled.facts, seconds))
+            # Without a name the session ends here, and not when the next one has started.
+            found += list(
+                _timings(
+                    replace(compiled, phases=option.phases).start(), option, compiled.workload, compiled.facts, seconds
+                )
+            )
         except BackendError as error:
             refused[f"{option.name}, {option.bits} bit"] = str(error)
         finally:
