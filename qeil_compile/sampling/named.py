@@ -38,7 +38,7 @@ RULES = {
     "futile": "the same, giving up where no certificate is in reach",
     "arde": "all samples, weighted by ARDE; learns",
     "weighted-cert": "CERT of ARDE's weighted votes, delta (default .05), and CURTAIL; learns",
-    "eac": "EAC: look schedule by dynamic programme, tolerated loss against the full vote (default .005); learns",
+    "eac": "EAC: look schedule by dynamic programme, tolerated loss against the full vote (default .003); learns",
     "eac-arde": "EAC over ARDE's weighted votes; learns",
     "risk": "RISK: threshold controlled at alpha (default .01), delta .1; learns and calibrates on other questions",
 }
@@ -146,7 +146,7 @@ def _learned(
             cert = WeightedCert(0.05 if value is None else value)
             return Selector(looks(settings, k), [cert], weigh=reliability, caps=settings.caps)
         known = learned(history, k, settings, WeightedVotes(), reliability)
-    schedule = known.tune(settings.price.passes, 0.005 if value is None else value)[1]
+    schedule = known.tune(settings.price.passes, 0.003 if value is None else value)[1]
     arm = Arm(name, 0, settings.price, schedule)
     return Selector(Eac([arm]), weigh=reliability, choose=schedule.view.choose, caps=settings.caps)
 

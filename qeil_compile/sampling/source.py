@@ -129,7 +129,7 @@ def _run(
                 inquiry.cancelled += 1
                 waiting[place] = Sample(None, rung=draw.rung)  # drawn, and without an answer
         while fed in waiting and inquiry.stop is None:
-            sample = replace(waiting.pop(fed), rung=draw.rung, index=len(inquiry.tally))
+            sample = replace(waiting.pop(fed), rung=draw.rung)
             inquiry.add(sample if every is None else _checked(inquiry, question, sample, every))
             fed += 1
         spent = inquiry.spent + flight.cost
