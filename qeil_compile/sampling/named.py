@@ -195,10 +195,10 @@ def risk_selector(
     cut = max(len(history) // 3, 1)
     plan = looks(settings, k)
     table = learn(samples_of([r for r in history[:cut] if len(r) == k]), sizes=plan.sizes, seed=settings.seed).score()
-    bars = (1.0, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
+    bars = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
     rest = history[cut:]
     family = [Selector(plan, [Curtail(k), Threshold(table, bar)]) for bar in bars]
-    losses = [1 - replay(rest, selector).agrees for selector in family]
+    losses = [1 - replay(rest, s, orders=settings.orders, seed=settings.seed).agrees for s in family]
     found = control(losses, alpha, delta)
     rules: list[Rule] = [Curtail(k)]
     if found.place is not None:

@@ -79,7 +79,7 @@ class Verification:
             if sample.answer is None or sample.accepted is not None:
                 return None
             if self.by_answer and sample.answer in known:
-                return replace(known[sample.answer], seconds=0.0)
+                return replace(known[sample.answer], seconds=0.0, fault="")
             if not guard.usable:
                 return None
             found = guard(question, sample)
