@@ -4,7 +4,7 @@
     inquiry = selector.open()                   # by hand, sample by sample
     verdict = ask(source, selector, question)   # or over a source: a recorded log, a live decoder
 
-EAC (allocation, schedule) prices rounds; ARDE (reliability, ranking) weighs samples; CSVET (csvet, certificate, risk)
+EAC (allocation, schedule) prices rounds; ARDE (reliability) weighs samples; CSVET (csvet, certificate, risk)
 stops with a claim. A certificate speaks of the model's most frequent answer, not of the truth: see docs/selection.md.
 """
 
@@ -14,6 +14,7 @@ from .allocation import Arm, Caps, Draw, Eac, Looks, Price
 from .arithmetic import Arithmetic, check_arithmetic
 from .certificate import Cert, WeightedCert, certify_paths
 from .choice import choose_option
+from .consensus import Consensus
 from .csvet import Curtail, Exact, Futile, Rule, Threshold, Verified, csvet
 from .live import LiveSource, Rung
 from .log import Recorded, read_log
@@ -32,7 +33,6 @@ from .metrics import (
     within_auc,
 )
 from .named import RULES, Settings, run_rule
-from .ranking import Ranked, Ranker, consensus, fit_ranker
 from .recorded import RecordedSource, Replayed, replayed
 from .reliability import Diversity, Reliability, effective_answers, fit_reliability, posterior, summarise, unseen_mass
 from .replay import Replay, cross_replay, replay
@@ -53,14 +53,14 @@ from .verify import (
 from .views import Likeliest, View, Votes, WeightedVotes
 
 __all__ = [
-    "RULES", "Arithmetic", "ArithmeticVerifier", "Arm", "Caps", "Cert", "Check", "CommandVerifier", "Controlled",
+    "RULES", "Arithmetic", "ArithmeticVerifier", "Arm", "Caps", "Cert", "Check", "CommandVerifier", "Consensus", "Controlled",
     "Cost", "CoverageLaw", "Curtail", "Diversity", "Draw", "Eac", "Exact", "Futile", "Guard", "History", "Inquiry",
-    "Interval", "Likeliest", "LiveSource", "Looks", "Price", "Ranked", "Ranker", "Reason", "Recorded",
+    "Interval", "Likeliest", "LiveSource", "Looks", "Price", "Reason", "Recorded",
     "RecordedSource", "Reliability", "Replay", "Replayed", "Round", "Rule", "Rung", "Sample", "Schedule", "Selector",
     "Settings", "Source", "Stop", "Tally", "Threshold", "UnitTests", "Verdict", "Verification", "Verified", "Verifier",
     "View", "Votes", "WeightedCert", "WeightedVotes", "ask", "bootstrap", "certify_paths", "check_arithmetic",
-    "choose_option", "consensus", "control", "cross_replay", "csvet", "ece", "effective_answers",
-    "false_accept_bound", "fit_coverage", "fit_ranker", "fit_reliability", "ipj", "ipw", "learn", "paired_difference",
+    "choose_option", "control", "cross_replay", "csvet", "ece", "effective_answers",
+    "false_accept_bound", "fit_coverage", "fit_reliability", "ipj", "ipw", "learn", "paired_difference",
     "paired_ratio", "pass_at_k", "posterior", "ppp", "read_log", "replay", "replayed", "run_rule", "summarise",
     "typical", "unseen_mass", "within_auc",
 ]  # fmt: skip

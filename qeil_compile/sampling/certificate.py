@@ -144,9 +144,11 @@ _STAKES, _LOG_SHARES = (_NODES + 1) / 2, np.log(_WEIGHTS / 2)
 class _Bets:
     """Bets on one candidate from its first draw on: log capitals [rivals, stakes]; row 0 is for an unseen rival."""
 
-    __slots__ = ("capitals", "rows")
+    __slots__ = ("capitals", "read", "rows")
 
-    def __init__(self) -> None:
+    def __init__(self, read: int) -> None:
+        """`read`: samples of the tally that are settled already."""
+        self.read = read
         self.rows: dict[str, int] = {}
         self.capitals = np.zeros((1, len(_STAKES)))
 
@@ -174,14 +176,6 @@ class _Bets:
         return float((top + np.log(np.exp(logs - top[:, None]).sum(axis=1))).min())
 
 
-class _Book:
-    """The bets on all candidates of one tally, as far as its samples have been read."""
-
-    def __init__(self) -> None:
-        self.read = 0
-        self.bets: dict[str, _Bets] = {}
-
-
 class WeightedCert:
     """CERT for weighted and fractional votes: the capital prod(1 + lambda w_i (p_i(w) - p_i(b))), mixed over lambda.
 
@@ -200,43 +194,41 @@ class WeightedCert:
             raise InputError(f"most: found {most}, expected a positive number")
         self.delta, self.most = delta, most
         self.name = f"weighted CERT({delta:g})"
-        self._books: WeakKeyDictionary[Tally, _Book] = WeakKeyDictionary()
+        self._books: WeakKeyDictionary[Tally, dict[str, _Bets]] = WeakKeyDictionary()
 
     def check(self, tally: Tally) -> Stop | None:
         """The certificate, if there is one now."""
-        bets = self._settle(tally)
         # Only an answer that the last sample voted for can have gained.
-        last = tally.samples[-1] if tally.samples else None
-        for answer in _votes(last) if last is not None else ():
-            if answer not in tally.places or answer not in bets:
+        for answer in _votes(tally.samples[-1]) if tally.samples else ():
+            if answer not in tally.places:
                 continue
-            if bets[answer].evidence() >= -math.log(self.delta * share(tally.places[answer])):
+            bar = -math.log(self.delta * share(tally.places[answer]))
+            # The log capital is at most the sum of weighted votes: most answers need not be looked at.
+            if tally.weighted[answer] / self.most >= bar and self.evidence(tally, answer) >= bar:
                 note = f"the answer of the greatest weighted vote, error <= {self.delta:g}"
                 return Stop(Reason.CERT, answer, self.delta, note)
         return None
 
     def evidence(self, tally: Tally, answer: str) -> float:
         """log of the least capital of `answer` against its rivals."""
-        return self._settle(tally)[answer].evidence()
+        book = self._books.get(tally)
+        if book is None:
+            book = self._books[tally] = {}
+        bets = book.get(answer)
+        if bets is None:
+            first = tally.first(answer)
+            assert first is not None
+            bets = book[answer] = _Bets(first + 1)
+        for sample in tally.samples[bets.read :]:
+            weight = min(sample.weight, self.most) / self.most
+            if weight > 0:  # NaN is not
+                bets.settle(answer, _votes(sample), weight)
+        bets.read = len(tally.samples)
+        return bets.evidence()
 
     def choose(self, tally: Tally) -> str | None:
         """The answer of the greatest weighted vote."""
         return best(tally.weighted)
-
-    def _settle(self, tally: Tally) -> dict[str, _Bets]:
-        book = self._books.get(tally)
-        if book is None:
-            book = self._books[tally] = _Book()
-        for sample in tally.samples[book.read :]:
-            weight = min(sample.weight, self.most) / self.most
-            if weight > 0:  # NaN is not
-                votes = _votes(sample)
-                for answer, bets in book.bets.items():
-                    bets.settle(answer, votes, weight)
-            if sample.answer is not None and sample.answer not in book.bets:
-                book.bets[sample.answer] = _Bets()
-        book.read = len(tally.samples)
-        return book.bets
 
 
 def _votes(sample: Sample) -> Mapping[str, float]:
@@ -257,7 +249,9 @@ def certify_paths(
     runs, length = draws.shape
     s, f = np.ogrid[: length + 1, : length + 1]
     table = log_evidence(s, f, spike)
-    answers = int(draws.max()) + 1
+    answers = int(draws.max(initial=-1)) + 1
+    if not answers:
+        return np.zeros(runs, int), np.full(runs, -1)
     rows = np.arange(runs)
     came = [draws == a for a in range(answers)]
     counts = np.stack([np.cumsum(c, axis=1, dtype=np.int32) for c in came])  # [answers, runs, draws]

@@ -37,7 +37,7 @@ class Recorded:
 
     def sample(self, i: int) -> Sample:
         """Sample i. Numbers become features by the column's name, lists of numbers NAME.0, NAME.1, ..., strings of 0
-        and 1 their share of ones. `tok` is the number of tokens, `rm` the score."""
+        and 1 their share of ones. `tok` is the number of tokens, `rm` the score, `logprob` the exact log P(answer)."""
         features: dict[str, float] = {}
         for name, column in self.columns.items():
             value = column[i]
@@ -48,9 +48,10 @@ class Recorded:
             elif not isinstance(value, str):
                 features[name] = _number(value)
         tokens, score = features.get("tok", 0.0), features.get("rm", math.nan)
+        logprob = features.get("logprob", math.nan)
         return Sample(
             self.answers[i], tokens=int(tokens) if math.isfinite(tokens) else 0, features=features,
-            score=score if math.isfinite(score) else None, index=i,
+            logprob=None if math.isnan(logprob) else logprob, score=score if math.isfinite(score) else None, index=i,
         )  # fmt: skip
 
     def right(self, answer: str | None, first: int | None = None) -> float | None:

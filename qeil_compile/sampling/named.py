@@ -38,7 +38,7 @@ RULES = {
     "futile": "the same, giving up where no certificate is in reach",
     "arde": "all samples, weighted by ARDE; learns",
     "weighted-cert": "CERT of ARDE's weighted votes, delta (default .05), and CURTAIL; learns",
-    "eac": "EAC: look schedule by dynamic programme, tolerated loss against the full vote (default .005); learns",
+    "eac": "EAC: look schedule by dynamic programme, tolerated loss against the full vote (default .003); learns",
     "eac-arde": "EAC over ARDE's weighted votes; learns",
     "risk": "RISK: threshold controlled at alpha (default .01), delta .1; learns and calibrates on other questions",
 }
@@ -146,7 +146,7 @@ def _learned(
             cert = WeightedCert(0.05 if value is None else value)
             return Selector(looks(settings, k), [cert], weigh=reliability, caps=settings.caps)
         known = learned(history, k, settings, WeightedVotes(), reliability)
-    schedule = known.tune(settings.price.passes, 0.005 if value is None else value)[1]
+    schedule = known.tune(settings.price.passes, 0.003 if value is None else value)[1]
     arm = Arm(name, 0, settings.price, schedule)
     return Selector(Eac([arm]), weigh=reliability, choose=schedule.view.choose, caps=settings.caps)
 
@@ -195,10 +195,10 @@ def risk_selector(
     cut = max(len(history) // 3, 1)
     plan = looks(settings, k)
     table = learn(samples_of([r for r in history[:cut] if len(r) == k]), sizes=plan.sizes, seed=settings.seed).score()
-    bars = (1.0, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
+    bars = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
     rest = history[cut:]
     family = [Selector(plan, [Curtail(k), Threshold(table, bar)]) for bar in bars]
-    losses = [1 - replay(rest, selector).agrees for selector in family]
+    losses = [1 - replay(rest, s, orders=settings.orders, seed=settings.seed).agrees for s in family]
     found = control(losses, alpha, delta)
     rules: list[Rule] = [Curtail(k)]
     if found.place is not None:

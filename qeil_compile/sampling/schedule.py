@@ -21,9 +21,9 @@ from .samples import Sample, Tally
 from .views import View, Votes
 
 #: Sizes at which a state may look, as far as the history reaches.
-SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
 #: Worths of an error, in passes, among which `History.tune` chooses.
-ERRORS = (0.5, 1, 2, 4, 7, 10, 15, 20, 30, 50, 80, 130, 200, 400, 1000)
+ERRORS = (0.5, 1, 2, 4, 7, 10, 14, 20, 28, 40, 56, 80, 110, 160, 220, 400, 1000)
 State = tuple[int, int, int]
 
 
@@ -171,7 +171,7 @@ class History:
         return right, passes
 
     def tune(
-        self, price: Callable[[int], float], tolerance: float = 0.005, errors: Sequence[float] = ERRORS
+        self, price: Callable[[int], float], tolerance: float = 0.003, errors: Sequence[float] = ERRORS
     ) -> tuple[float, Schedule]:  # fmt: skip
         """The cheapest worth of an error whose schedule loses at most `tolerance` to all samples, and that schedule.
 

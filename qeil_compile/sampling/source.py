@@ -79,7 +79,7 @@ class Verification:
             if sample.answer is None or sample.accepted is not None:
                 return None
             if self.by_answer and sample.answer in known:
-                return replace(known[sample.answer], seconds=0.0)
+                return replace(known[sample.answer], seconds=0.0, fault="")
             if not guard.usable:
                 return None
             found = guard(question, sample)
@@ -129,7 +129,7 @@ def _run(
                 inquiry.cancelled += 1
                 waiting[place] = Sample(None, rung=draw.rung)  # drawn, and without an answer
         while fed in waiting and inquiry.stop is None:
-            sample = replace(waiting.pop(fed), rung=draw.rung, index=len(inquiry.tally))
+            sample = replace(waiting.pop(fed), rung=draw.rung)
             inquiry.add(sample if every is None else _checked(inquiry, question, sample, every))
             fed += 1
         spent = inquiry.spent + flight.cost
