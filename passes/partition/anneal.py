@@ -45,10 +45,11 @@ _SURROUNDINGS = 2
 
 class Walk(NamedTuple):
     """What a chain remembers between moves: `groups`/`places` of the move at hand with the places before, successes
-    (`ring`: first group, length and placement of a run), and the credit of each kind. `span` int64[_RUNS, 4] holds
-    the runs of groups (from, to, placement, source) that a move asks for; `tally` counts successes, marks and runs. `mate` is
-    the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the time. Groups
-    of one `kind` [n] and those around them have equal costs: `alike` lists them, kind after kind.
+    (`ring`: first group, length and placement of a run), and the credit of each kind of move. `span` int64[_RUNS, 4]
+    holds the runs of groups (from, to, placement, source) that a move asks for; `tally` counts successes, marks and
+    runs. `mate` is the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the
+    time. Groups of one `kind` [n] have equal costs, and so have the groups around them: `alike` lists them, kind after
+    kind.
     """
 
     groups: np.ndarray
