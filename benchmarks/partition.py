@@ -1,11 +1,13 @@
 """The partitioner against its baselines: gaps, hypervolume, ablation, growth.
 
-python benchmarks/partition.py [--quick] [--seeds N] [--only PART] [--families NAME ...] [--json FILE]
+python benchmarks/partition.py [--quick] [--seeds N] [--rival-seeds N] [--jobs N] [--only PART]
+                               [--families NAME ...] [--json FILE]
 
 Prompt and step of the seven families of `families.py` are planned jointly for one target with four devices (one
 prompt, 128 steps); instances for HiGHS are truncated families and random graphs. All values are those of the cost
 model ("modelled"). PGSAM and NSGA-II/III (pymoo) value plans by the same compiled evaluator, start from the same
-plans, and use one core. pymoo comes with the extra `bench`.
+plans (the dynamic programme's front among them), keep 100 plans at most, and use one core; seconds are those of that
+core (CPU time). pymoo comes with the extra `bench`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +33,7 @@ from qeil_compile.passes.count import count
 from qeil_compile.passes.fuse import fuse
 from qeil_compile.passes.partition.baselines import at_random, by_priority
 from qeil_compile.passes.partition.bounds import ambient_leakage, gap, lower_bounds
-from qeil_compile.passes.partition.chain import chain
+from qeil_compile.passes.partition.chain import chain, front_of_chains
 from qeil_compile.passes.partition.exact import optimum
 from qeil_compile.passes.partition.pgsam import Found, Search, reference, search, value_of, values_of
 from qeil_compile.passes.partition.tables import Phase, Tables, tables
@@ -94,9 +97,9 @@ def plans(instances: Sequence[Instance], seeds: int, settings: Search) -> Report
         found: list[Found] = []
         seconds = []
         for seed in range(seeds):
-            before = time.perf_counter()
+            before = time.process_time()
             found.append(search(i.t, i.starts, replace(settings, seed=seed), i.scale))
-            seconds.append(time.perf_counter() - before)
+            seconds.append(time.process_time() - before)
         seeds_of_bound = [*i.starts, *(p for _, p in found[0].best.values())]
         bounds = lower_bounds(i.t, i.scale, seeds_of_bound)
         leakage = ambient_leakage(i.t)
@@ -217,48 +220,69 @@ def _grow(rng: np.random.Generator, ops: list[Op], tensors: dict[str, TensorSpec
 # ---- fronts against NSGA-II and NSGA-III
 
 
-def fronts(instances: Sequence[Instance], seeds: int, settings: Search, progress: Callable[[str], None]) -> Report:
-    """Hypervolume at equal evaluations and at equal seconds."""
-    columns = ("family", "evaluations", "PGSAM seconds", "NSGA-II", "NSGA-III", "NSGA-II, equal seconds",
-               "NSGA-III, equal seconds", "least")  # fmt: skip
-    report = Report("front", "Hypervolume of PGSAM over that of each rival, less 1 (median over seeds)", columns)
-    every: list[float] = []
+#: Values of the fronts of one seed by method, relative, and the family that they are of: for the plot.
+Drawn = dict[str, dict[str, np.ndarray]]
+
+
+def fronts(
+    instances: Sequence[Instance], seeds: int, rival_seeds: int, jobs: int, settings: Search
+) -> tuple[Report, Drawn]:
+    """Hypervolume at equal evaluations and at equal seconds, of each seed against each seed of a rival."""
+    rivals = ("NSGA-II", "NSGA-III")
+    columns = ("family", "evaluations", "PGSAM seconds", *rivals, *(f"{r}, equal seconds" for r in rivals), "least")
+    report = Report("front", "Hypervolume of PGSAM over that of each rival, less 1: median (5 %, 95 %)", columns)
+    every: dict[str, list[float]] = {c: [] for c in columns[3:7]}
+    drawn: Drawn = {}
     for i in instances:
-        rows: dict[str, list[float]] = {c: [] for c in columns[3:7]}
-        seconds, evaluations = [], []
+        search(i.t, i.starts, replace(settings, epochs=1), i.scale)  # loads the compiled loop
+        ours, seconds = [], []
         for seed in range(seeds):
-            before = time.perf_counter()
-            ours = search(i.t, i.starts, replace(settings, seed=seed), i.scale)
-            took = time.perf_counter() - before
-            seconds.append(took)
-            evaluations.append(ours.evaluations)
-            rivals = {}
-            for name in ("NSGA-II", "NSGA-III"):
-                rivals[name] = evolve(i, name, seed, ours.evaluations, np.inf)
-                rivals[f"{name}, equal seconds"] = evolve(i, name, seed, 10**9, took)
-            mine = np.concatenate([ours.values, [v for v, _ in ours.best.values()]])[:, :3]
-            for name, values in rivals.items():
-                a, b = hypervolumes(i, mine, values)
-                rows[name].append(a / b - 1 if b else np.inf)
-            progress(f"{i.name}, seed {seed}")
-        every += [v for column in rows.values() for v in column]
+            before = time.process_time()
+            ours.append(search(i.t, i.starts, replace(settings, seed=seed), i.scale))
+            seconds.append(time.process_time() - before)
+        evaluations, took = max(f.evaluations for f in ours), float(np.median(seconds))
+        tasks = [(i, r, seed, evaluations, np.inf) for r in rivals for seed in range(rival_seeds)]
+        with ProcessPoolExecutor(jobs) as pool:
+            equal = list(pool.map(evolve, *zip(*tasks, strict=True)))
+        theirs = {r: equal[k * rival_seeds : (k + 1) * rival_seeds] for k, r in enumerate(rivals)}
+        for r in rivals:  # one at a time, as ours were
+            theirs[f"{r}, equal seconds"] = [evolve(i, r, seed, 10**9, took) for seed in range(rival_seeds)]
+        rows = {
+            c: [a / b - 1 if b else np.inf for f in ours for v in found for a, b in [hypervolumes(i, f.values, v)]]
+            for c, found in theirs.items()
+        }
+        for c, v in rows.items():
+            every[c] += v
         report.rows.append({
-            "family": i.name, "evaluations": int(np.median(evaluations)), "PGSAM seconds": float(np.median(seconds)),
-            **{c: f"{np.median(v):+.2%}" for c, v in rows.items()},
+            "family": i.name, "evaluations": evaluations, "PGSAM seconds": took,
+            **{c: spread_of(v) for c, v in rows.items()},
             "least": f"{min(min(v) for v in rows.values()):+.2%}",
         })  # fmt: skip
+        drawn[i.name] = {"PGSAM": ours[0].values, **{r: theirs[r][0] for r in rivals}}
+        drawn[i.name] = {name: v / i.scale for name, v in drawn[i.name].items()}
+        print(f"{i.name}: {report.rows[-1]}", file=sys.stderr)
+    report.rows.append({"family": "all", **{c: spread_of(v) for c, v in every.items()},
+                        "least": f"{min(min(v) for v in every.values()):+.2%}"})  # fmt: skip
     report.notes.append(
-        f"{seeds} seeds; over all: median {np.median(every):+.2%}, least {min(every):+.2%}; both start from the same "
-        "plans; populations of 100; hypervolume over relative values, from 1.1 times the worst of both fronts"
+        f"{seeds} seeds, each against {rival_seeds} of each rival; all from the same plans; at most 100 plans each, "
+        "populations of 100; hypervolume over relative values, from 1.1 times the worst of both fronts; CPU seconds"
     )
-    return report
+    return report, drawn
+
+
+def spread_of(values: Sequence[float]) -> str:
+    """Median and the range from 5 to 95 %."""
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return f"{middle:+.2%} ({low:+.2%}, {high:+.2%})"
 
 
 def evolve(i: Instance, name: str, seed: int, evaluations: int, seconds: float) -> np.ndarray:
-    """Non-dominated values of NSGA-II or NSGA-III with integer variables, from the same starts."""
+    """Non-dominated values of NSGA-II or NSGA-III with integer variables, from the same starts: so many evaluations,
+    or seconds of the processor."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.algorithms.moo.nsga3 import NSGA3
     from pymoo.core.problem import Problem
+    from pymoo.core.termination import Termination
     from pymoo.operators.crossover.pntx import TwoPointCrossover
     from pymoo.operators.mutation.pm import PM
     from pymoo.operators.repair.rounding import RoundingRepair
@@ -276,8 +300,18 @@ def evolve(i: Instance, name: str, seed: int, evaluations: int, seconds: float) 
             values = values_of(i.t, place)
             out["F"], out["G"] = values[:, :3] / i.scale, values[:, 3:4]
 
+    class Seconds(Termination):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.began = time.process_time()
+
+        def _update(self, algorithm: Any) -> float:
+            return (time.process_time() - self.began) / seconds
+
     rng = np.random.default_rng(seed)
-    first = np.array([*i.starts, *(at_random(i.t, int(rng.integers(2**31))) for _ in range(100 - len(i.starts)))])
+    known = [*i.starts, *front_of_chains(i.t, ambient_leakage(i.t), i.scale)]
+    known = list({p.tobytes(): p for p in known}.values())[:100]
+    first = np.array([*known, *(at_random(i.t, int(rng.integers(2**31))) for _ in range(100 - len(known)))])
     operators: dict[str, Any] = {
         "sampling": first, "crossover": TwoPointCrossover(prob=0.9),
         "mutation": PM(prob=1.0, prob_var=1.5 / i.t.groups, eta=3.0, vtype=float, repair=RoundingRepair()),
@@ -286,7 +320,7 @@ def evolve(i: Instance, name: str, seed: int, evaluations: int, seconds: float) 
         algorithm = NSGA2(pop_size=100, **operators)
     else:
         algorithm = NSGA3(get_reference_directions("das-dennis", 3, n_partitions=12), pop_size=100, **operators)
-    ends = get_termination("n_eval", evaluations) if seconds == np.inf else get_termination("time", seconds)
+    ends = get_termination("n_eval", evaluations) if seconds == np.inf else Seconds()
     result = minimize(Plans(), algorithm, ends, seed=seed, verbose=False)
     return np.atleast_2d(result.F) * i.scale
 
@@ -304,18 +338,20 @@ def hypervolumes(i: Instance, a: np.ndarray, b: np.ndarray) -> tuple[float, floa
     return tuple(float(volume((x / i.scale - low) / span)) for x in (a, b))  # type: ignore[return-value]
 
 
-# ---- what guidance and momentum buy
+# ---- what the parts buy
 
 
 def ablation(instances: Sequence[Instance], seeds: int, settings: Search) -> Report:
-    """Hypervolume without a part over that with all, less 1, at equal evaluations of moves."""
+    """Hypervolume without a part over that with all, less 1, at equal evaluations."""
     forms: Mapping[str, Mapping[str, bool]] = {
         "without guidance": {"guidance": False},
         "without momentum": {"momentum": False},
-        "without both": {"guidance": False, "momentum": False},
+        "without repetition": {"repetition": False},
+        "without all": {"guidance": False, "momentum": False, "repetition": False},
     }
     columns = ("family", *(f"{f}: {what}" for f in forms for what in ("volume", "balanced")))
-    report = Report("ablation", "What the parts buy: change of hypervolume and of the balanced value (median)", columns)
+    title = "What the parts buy: change of hypervolume and of the balanced value, median (5 %, 95 %)"
+    report = Report("ablation", title, columns)
     total: dict[str, list[float]] = {c: [] for c in columns[1:]}
     for i in instances:
         rows: dict[str, list[float]] = {c: [] for c in columns[1:]}
@@ -327,10 +363,10 @@ def ablation(instances: Sequence[Instance], seeds: int, settings: Search) -> Rep
                 rows[f"{form}: volume"].append(b / a - 1)
                 ours, theirs = (i.scalar("balanced", f.best["balanced"][0]) for f in (full, other))
                 rows[f"{form}: balanced"].append(theirs / ours - 1)
-        report.rows.append({"family": i.name, **{c: f"{np.median(v):+.3%}" for c, v in rows.items()}})
+        report.rows.append({"family": i.name, **{c: spread_of(v) for c, v in rows.items()}})
         for c, v in rows.items():
             total[c] += v
-    report.rows.append({"family": "all", **{c: f"{np.median(v):+.3%}" for c, v in total.items()}})
+    report.rows.append({"family": "all", **{c: spread_of(v) for c, v in total.items()}})
     report.notes.append(f"{seeds} seeds; a smaller volume and a larger balanced value are a loss")
     return report
 
@@ -362,29 +398,64 @@ def growth(sizes: Sequence[int]) -> Report:
     return report
 
 
-def figures(reports: Sequence[Report]) -> None:
-    """One picture per table that has numbers to compare."""
+# ---- pictures
+
+
+def percent(text: str) -> float:
+    """The first figure of a cell, in percent; "unknown" is none."""
+    return np.nan if text == "unknown" else float(text.split("%")[0])
+
+
+def figures(reports: Sequence[Report], drawn: Drawn) -> None:
+    """A picture per table that has numbers to compare."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    for report in reports:
-        pairs = {"growth": ("groups", "search [s]"), "plans": ("family", "PGSAM median")}.get(report.name)
-        if pairs is None:
-            continue
-        figure, axes = plt.subplots(figsize=(7, 4))
-        rows = [r for r in report.rows if r.get("goal", "balanced") == "balanced"]
-        x, y = ([r[c] for r in rows] for c in pairs)
-        if report.name == "growth":
-            axes.loglog(x, y, "o-")
-        else:
-            axes.bar(x, y)
-            axes.tick_params(axis="x", rotation=30)
-        axes.set(xlabel=pairs[0], ylabel=pairs[1], title=report.title)
+    def save(figure: Any, name: str) -> None:
         figure.tight_layout()
-        figure.savefig(RESULTS / f"partition_{report.name}.png", dpi=110)
+        figure.savefig(RESULTS / f"partition_{name}.png", dpi=110)
         plt.close(figure)
+
+    for report in reports:
+        if report.name == "growth":
+            figure, axes = plt.subplots(figsize=(7, 4))
+            axes.loglog([r["groups"] for r in report.rows], [r["search [s]"] for r in report.rows], "o-")
+            axes.set(xlabel="groups", ylabel="search [s]", title=report.title)
+            save(figure, "growth")
+        elif report.name == "plans":
+            bars = {"balanced": {r["family"]: r["PGSAM median"] for r in report.rows if r["goal"] == "balanced"}}
+            save(_bars(plt, bars, "PGSAM median, balanced", report.title), "plans")
+            gaps = {n: {r["family"]: percent(r["gap at most"]) for r in report.rows if r["goal"] == n} for n in NAMES}
+            save(_bars(plt, gaps, "gap at most [%]", "Distance from the proven bound (modelled)"), "gap")
+        elif report.name == "ablation":
+            forms = [c for c in report.columns if c.endswith(": volume")]
+            losses = {c.split(":")[0]: {r["family"]: percent(r[c]) for r in report.rows} for c in forms}
+            save(_bars(plt, losses, "change of hypervolume [%]", "Median change without a part (modelled)"), "ablation")
+    if drawn:
+        figure, all_axes = plt.subplots(2, 4, figsize=(15, 7), squeeze=False)
+        for axes, (family, points) in zip(all_axes.flat, drawn.items(), strict=False):
+            for (name, values), mark in zip(points.items(), "o+x", strict=True):
+                axes.plot(values[:, 0], values[:, 2], mark, label=name, markersize=4, fillstyle="none")
+            axes.set(xlabel="latency, relative", ylabel="under-utilisation", title=family, xscale="log")
+            axes.legend(fontsize=7)
+        for axes in list(all_axes.flat)[len(drawn) :]:
+            axes.axis("off")
+        save(figure, "front")
+
+
+def _bars(plt: Any, groups: Mapping[str, Mapping[str, float]], label: str, title: str) -> Any:
+    """Bars by family, one colour per group."""
+    figure, axes = plt.subplots(figsize=(9, 4))
+    width = 0.8 / len(groups)
+    for k, (name, values) in enumerate(groups.items()):
+        axes.bar(np.arange(len(values)) + k * width, list(values.values()), width, label=name)
+    families = list(next(iter(groups.values())))
+    axes.set_xticks(np.arange(len(families)) + 0.4 - width / 2, families, rotation=25)
+    axes.set(ylabel=label, title=title)
+    axes.legend(fontsize=8)
+    return figure
 
 
 def main() -> None:
@@ -392,6 +463,8 @@ def main() -> None:
 
     def more(parser: Any) -> None:
         parser.add_argument("--seeds", type=int, default=None, help="seeds per instance (default 20; quick: 2)")
+        parser.add_argument("--rival-seeds", type=int, default=None, help="seeds of each rival (default 4; quick: 1)")
+        parser.add_argument("--jobs", type=int, default=1, help="processes for rivals at equal evaluations")
         parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be repeated")
         parser.add_argument("--families", nargs="*", default=None, help="names of families (default: all)")
         parser.add_argument("--solver-seconds", type=float, default=60.0, help="time for HiGHS per instance and goal")
@@ -401,6 +474,7 @@ def main() -> None:
     parts = args.only or PARTS
     settings = Search(jobs=1)
     reports: list[Report] = []
+    drawn: Drawn = {}
     if {"plans", "front", "ablation"} & set(parts):
         target = find_target(TARGET)
         families = [f for f in FAMILIES if args.families is None or f.name in args.families]
@@ -410,7 +484,8 @@ def main() -> None:
             reports.append(plans(instances, seeds, settings))
         short = replace(settings, moves=100 if args.quick else 640)
         if "front" in parts:
-            reports.append(fronts(instances, seeds, short, lambda text: print(text, file=sys.stderr)))
+            report, drawn = fronts(instances, seeds, args.rival_seeds or (1 if args.quick else 4), args.jobs, short)
+            reports.append(report)
         if "ablation" in parts:
             reports.append(ablation(instances, seeds, short))
     if "exact" in parts:
@@ -419,7 +494,7 @@ def main() -> None:
     if "growth" in parts:
         reports.append(growth((1000,) if args.quick else (1000, 3000, 10_000, 30_000, 100_000)))
     if not args.quick:
-        figures(reports)
+        figures(reports, drawn)
     publish(reports, args, "partition")
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from qeil_compile.errors import CapacityError, InputError, PinError
+from qeil_compile.ir import GroupGraph, Op, OpGraph, OpGroup, TensorSpec
 from qeil_compile.passes.choice import SCALES
 from qeil_compile.passes.partition import PartitionSettings, partition_phases
+from qeil_compile.passes.partition.anneal import _copy, _gather, new_walk
 from qeil_compile.passes.partition.baselines import at_random, by_priority, min_cut
 from qeil_compile.passes.partition.bounds import ambient_leakage, gap, lower_bounds
 from qeil_compile.passes.partition.chain import chain
@@ -237,6 +239,72 @@ def test_too_many_assignments_are_refused() -> None:
     many = t._replace(allowed=np.ones((60, 3), dtype=np.uint8))
     with pytest.raises(InputError, match="at most"):
         exhaustive(many, (1.0, 0.0, 0.0), np.ones(3))
+
+
+# ---- layers that repeat
+
+_WIDE = 4
+
+
+def layers(count: int) -> Tables:
+    """Layers of three branches and their sum, all alike, on two devices that are about as fast."""
+    tensors = {"x0": TensorSpec("x0", (64,), "float32", "input")}
+    ops: list[Op] = []
+    for k in range(count):
+        branches = tuple(f"b{k}.{j}" for j in range(_WIDE - 1))
+        ops += [Op(b, "onnx.Relu", (f"x{k}",), (b,)) for b in branches]
+        ops.append(Op(f"x{k + 1}", "onnx.Sum", branches, (f"x{k + 1}",)))
+        tensors |= {t: TensorSpec(t, (64,), "float32", "activation") for t in (*branches, f"x{k + 1}")}
+    graph = OpGraph("layers", "onnx", tuple(ops), tensors, ("x0",), (f"x{count}",), {"": 17})
+    groups = GroupGraph(graph, tuple(OpGroup(k, (k,)) for k in range(len(ops))))
+    target = pair(peak_flops={"fp32": number(8e9, "FLOP/s")})
+    target = replace(target, links=(link("a", "b", 2e9),))
+    counts = tuple(work(f, 10**4) for f in (4e7, 2e7, 2e7, 1e6)) * count
+    return tables([Phase("layers", priced(groups, counts, target))])
+
+
+def test_likes_cost_the_same_and_so_do_their_neighbours() -> None:
+    t = layers(9)
+    kind = new_walk(t).kind.reshape(9, _WIDE)
+    assert (kind[1:-1] == kind[1]).all()  # all but the first layer and the last
+    assert len(set(kind[1].tolist())) == _WIDE  # the two branches of equal costs stand in different surroundings
+    assert (kind[0, :2] != kind[1, :2]).all() and (kind[-1, 2:] != kind[1, 2:]).all()
+
+
+def test_a_copy_puts_likes_where_the_run_is_and_nothing_else() -> None:
+    t = layers(9)
+    n, walk, rng = t.groups, new_walk(t), np.random.default_rng(0)
+    random, others, slot = np.array([7], dtype=np.uint64), np.zeros((1, n), np.int16), np.zeros(1, np.int64)
+    changed = 0
+    for _ in range(300):
+        place = rng.integers(t.placements, size=n)
+        g, far = int(rng.integers(n)), int(rng.integers(1, 2 * _WIDE))
+        walk.tally[2] = 0
+        _copy(walk, random, g, far)
+        count = _gather(place, t.allowed, t.tied_ptr, t.tied, others, slot, walk)
+        after = place.copy()
+        after[walk.groups[:count]] = walk.places[:count]
+        far, free = min(far, n - g), np.ones(n, dtype=bool)
+        for low, high, _, source in walk.span[: walk.tally[2]]:
+            assert source == g and high - low == far and walk.kind[low] == walk.kind[g]
+            free[low:high] = False
+        assert (after[free] == place[free]).all()
+        if far <= _WIDE:  # runs that reach into the next layer overlap
+            for low, high, _, _ in walk.span[: walk.tally[2]]:
+                assert (after[low:high] == place[g : g + far]).all()
+        changed += count
+    assert changed
+
+
+def test_copies_find_what_no_layer_shows_alone() -> None:
+    t = layers(60)
+    starts = [np.full(t.groups, p) for p in range(2)]
+    short = Search(epochs=12, moves=200)
+    scale = reference(t, starts)
+    for seed in range(3):
+        found = [search(t, starts, replace(short, seed=seed, repetition=on), scale) for on in (True, False)]
+        copied, alone = (float(np.dot(SCALES["balanced"], f.best["balanced"][0] / scale)) for f in found)
+        assert copied < 0.98 * alone
 
 
 # ---- phases planned as one

@@ -7,9 +7,12 @@ An *epoch* starts from a plan of the archive and walks with one scalarisation wh
   groups may be taken from another member, and plans that belong into the archive enter it even where the walk refuses
   them (compare AMOSA, which walks on to them: Bandyopadhyay, Saha, Maulik, Deb, "A simulated annealing-based
   multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008; tried here, that front was worse).
-- Momentum: what paid off lately, as (run of groups, placement), is tried on groups of equal costs elsewhere (the same
-  operators of another layer) and on runs a little wider or narrower; kinds of moves that paid off are drawn more often.
-  Both decay, and are forgotten at each epoch.
+- Repetition: networks repeat their layers, and what is good in one is good in the others, but changes little alone. A
+  run of groups is copied, placements and all, to its likes: runs of the same costs in the same surroundings, in all
+  layers or in some that follow one another.
+- Momentum: what paid off lately, as (run of groups, placement), is tried on one of its likes or copied to many, and on
+  runs a little wider or narrower; kinds of moves that paid off are drawn more often. Both decay, and are forgotten at
+  each epoch.
 """
 
 from __future__ import annotations
@@ -24,24 +27,29 @@ from qeil_compile.passes.partition.kernel import State, change, exponential, loa
 from qeil_compile.passes.partition.tables import Tables
 
 #: Kinds of moves.
-FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW, CROSS = range(7)
-KINDS = 7
+FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW, CROSS, COPY = range(8)
+KINDS = 8
 #: Temperature at the start of an epoch, as a relative change of the scalarised value, and ln of its share at the end.
 _HOT, _COOLING = 0.2, -14.508657738524219
 #: The same where an epoch starts from the front, which is good already.
 _WARM, _SETTLING = 2e-3, -9.903487552536127
 #: Successes that are remembered; by how much each success fades with every further one.
 _MEMORY, _DECAY = 32, 0.9
-#: Longest run of groups that one move takes.
-_LONGEST = 2048
+#: Most groups that the runs of one move hold, and most runs: what a move costs must not grow with the graph.
+_LONGEST, _RUNS = 2048, 128
+#: "Placements" that stand for those of other plans: of the mate, of the groups from `source` on, of plan -3 - q.
+_MATE, _SOURCE, _OTHERS = -1, -2, -3
+#: How far around a group its likes must be like it.
+_SURROUNDINGS = 2
 
 
 class Walk(NamedTuple):
     """What a chain remembers between moves: `groups`/`places` of the move at hand with the places before, successes
-    (`ring`: first group, length and placement of a run), and the credit of each kind. `span` int64[2, 3] holds up to
-    two runs of groups (from, to, placement) that a move asks for; `tally` counts successes, marks and runs. `mate` is
-    the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the time. Groups
-    of one `kind` [n] have equal costs: `alike` lists them, kind after kind.
+    (`ring`: first group, length and placement of a run), and the credit of each kind of move. `span` int64[_RUNS, 4]
+    holds the runs of groups (from, to, placement, source) that a move asks for; `tally` counts successes, marks and
+    runs. `mate` is the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the
+    time. Groups of one `kind` [n] have equal costs, and so have the groups around them: `alike` lists them, kind after
+    kind.
     """
 
     groups: np.ndarray
@@ -68,7 +76,7 @@ def new_walk(t: Tables) -> Walk:
     n = t.groups
     return Walk(
         np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64),
-        np.zeros((2, 3), np.int64), np.zeros((_MEMORY, 3), np.int64), np.zeros(3, np.int64), np.ones(KINDS),
+        np.zeros((_RUNS, 4), np.int64), np.zeros((_MEMORY, 3), np.int64), np.zeros(3, np.int64), np.ones(KINDS),
         np.zeros(n, np.int64), _running(t), *_alike(t),
     )  # fmt: skip
 
@@ -78,6 +86,11 @@ def _alike(t: Tables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = np.concatenate([t.seconds, t.dynamic, t.phase[:, None]], axis=1)
     _, kind = np.unique(rows, axis=0, return_inverse=True)
     kind = kind.ravel().astype(np.int64)
+    for _ in range(_SURROUNDINGS):
+        many = len(kind) + 1
+        before, after = np.concatenate([[0], kind[:-1] + 1]), np.concatenate([kind[1:] + 1, [0]])
+        pairs = np.unique(before * many + kind, return_inverse=True)[1]
+        kind = np.unique(pairs * many + after, return_inverse=True)[1].astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(np.bincount(kind))]).astype(np.int64)
     return kind, starts, np.argsort(kind, kind="stable").astype(np.int64)
 
@@ -114,17 +127,30 @@ def _other(r: np.ndarray, p: int, places: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _ask(w: Walk, low: int, high: int, q: int) -> None:
+def _ask(w: Walk, low: int, high: int, q: int, source: int = 0) -> None:
     """One more run of groups that the move puts on placement q."""
     k = w.tally[_SPANS]
-    w.span[k, 0], w.span[k, 1], w.span[k, 2] = low, high, q
+    w.span[k, 0], w.span[k, 1], w.span[k, 2], w.span[k, 3] = low, high, q, source
     w.tally[_SPANS] = k + 1
+
+
+@njit(cache=True, nogil=True)
+def _copy(w: Walk, r: np.ndarray, g: int, far: int) -> None:
+    """Ask for `far` groups from g on to be copied to their likes: to all, or to some that follow one another."""
+    far = min(far, len(w.kind) - g)
+    low, likes = w.alike_ptr[w.kind[g]], w.alike_ptr[w.kind[g] + 1] - w.alike_ptr[w.kind[g]]
+    count = min(likes if draw(r) < 0.2 else 1 + below(r, likes), _RUNS, max(_LONGEST // far, 1))
+    low += below(r, likes - count + 1)
+    for k in range(low, low + count):
+        h = w.alike[k]
+        if h != g and h + far <= len(w.kind) and w.kind[h + far - 1] == w.kind[g + far - 1]:
+            _ask(w, h, h + far, _SOURCE, g)
 
 
 @njit(cache=True, nogil=True)
 def _propose(
     place: np.ndarray, segment: np.ndarray, start: np.ndarray, twin: np.ndarray, places: int, others: int, w: Walk,
-    r: np.ndarray, kind: int,
+    r: np.ndarray, kind: int, repetition: bool,
 ) -> None:
     """Ask for a move of this kind; `others` is how many plans there are to take a run from."""
     n = len(place)
@@ -154,7 +180,7 @@ def _propose(
         base = 1
         while 2 * base <= min(n, _LONGEST) and draw(r) < 0.7:
             base *= 2
-        _ask(w, g, g + base + below(r, base), -1 if draw(r) < 0.5 else -2 - below(r, others))
+        _ask(w, g, g + base + below(r, base), _MATE if draw(r) < 0.5 else _OTHERS - below(r, others))
     elif kind == SWAP:
         h = _group(w, r, n)
         if place[g] != place[h]:
@@ -173,10 +199,17 @@ def _propose(
             g, far, q = w.ring[k, 0], w.ring[k, 1], w.ring[k, 2]
             if draw(r) < 0.3:  # a little wider, narrower or aside
                 _ask(w, g + below(r, 5) - 2, g + far + below(r, 5) - 2, q)
-            else:  # its like elsewhere
+            elif repetition and draw(r) < 0.5:
+                _copy(w, r, g, far)
+            else:  # a like elsewhere
                 kind_of = w.kind[g]
                 h = w.alike[w.alike_ptr[kind_of] + below(r, w.alike_ptr[kind_of + 1] - w.alike_ptr[kind_of])]
                 _ask(w, h, h + far, q)
+    elif kind == COPY:
+        if draw(r) < 0.5:
+            _copy(w, r, g, _length(r, min(most, 16)))
+        else:
+            _copy(w, r, start[segment[g]], min(start[segment[g] + 1] - start[segment[g]], _LONGEST))
     else:
         _ask(w, g, g + 1, _other(r, place[g], places))
 
@@ -187,18 +220,21 @@ def _gather(
     slot: np.ndarray, w: Walk,
 ) -> int:
     """The groups that the runs asked for change, with all that are tied to them, into `groups` and `places`; one that
-    may not go there stays. A placement below 0 stands for that of the mate or of one of the plans `others`. Returns how
-    many."""
+    may not go there stays. Runs may ask for the placements of the mate, of one of the plans `others`, or of other
+    groups. Returns how many."""
     count, n = 0, len(place)
     w.tally[_MARK] += 1
     mark = w.tally[_MARK]
     for k in range(w.tally[_SPANS]):
-        q, plan = w.span[k, 2], -2 - w.span[k, 2]
+        asked = w.span[k, 2]
+        q, ahead = asked, w.span[k, 3] - w.span[k, 0]
         for g in range(max(w.span[k, 0], 0), min(w.span[k, 1], n)):
-            if plan >= 0:
-                q = np.int64(others[slot[plan], g])
-            elif plan == -1:
+            if asked == _SOURCE:
+                q = place[g + ahead]
+            elif asked == _MATE:
                 q = w.mate[g]
+            elif asked <= _OTHERS:
+                q = np.int64(others[slot[_OTHERS - asked], g])
             if place[g] == q or w.marked[g] == mark or allowed[g, q] == 0:
                 continue
             able = True
@@ -219,30 +255,25 @@ def _gather(
 
 
 @njit(cache=True, nogil=True)
-def _kind(w: Walk, r: np.ndarray, momentum: bool, guidance: bool, twins: bool) -> int:
-    """A kind of move, by its credit."""
+def _kind(w: Walk, r: np.ndarray, usable: np.ndarray, momentum: bool) -> int:
+    """A kind of move that is `usable` [kinds], by its credit."""
     total = 0.0
     for k in range(KINDS):
-        total += _share(w, k, momentum, guidance, twins)
+        if usable[k]:
+            total += w.credit[k] + 0.2 if momentum else 1.0
     left = draw(r) * total
     for k in range(KINDS):
-        left -= _share(w, k, momentum, guidance, twins)
-        if left < 0:
-            return k
+        if usable[k]:
+            left -= w.credit[k] + 0.2 if momentum else 1.0
+            if left < 0:
+                return k
     return FLIP
-
-
-@njit(cache=True, nogil=True)
-def _share(w: Walk, k: int, momentum: bool, guidance: bool, twins: bool) -> float:
-    if (k == TWIN and not twins) or (k == FOLLOW and not momentum) or (k == CROSS and not guidance):
-        return 0.0
-    return w.credit[k] + 0.2 if momentum else 1.0
 
 
 @njit(cache=True, nogil=True)
 def anneal(
     t: Tables, s: State, a: Archive, w: Walk, r: np.ndarray, epochs: int, moves: int, first: int, guidance: bool,
-    momentum: bool,
+    momentum: bool, repetition: bool,
 ) -> int:
     """Run epochs number `first` to `first + epochs - 1`, in each of which `moves` plans are valued (fewer where most
     moves change nothing); returns how many were.
@@ -251,11 +282,8 @@ def anneal(
     """
     names, places, valued = len(a.weights), t.seconds.shape[1], 0
     f, fresh, weights, unit = np.zeros(4), np.zeros(4), np.zeros(3), np.ones(3)
-    twins = False
-    for g in range(len(t.twin)):
-        if t.twin[g] >= 0:
-            twins = True
-            break
+    usable = np.ones(KINDS, np.bool_)
+    usable[FOLLOW], usable[CROSS], usable[COPY], usable[TWIN] = momentum, guidance, repetition, t.twin.max() >= 0
     place = np.zeros(len(s.place), np.int64)
     for epoch in range(first, first + epochs):
         look(a)
@@ -282,8 +310,8 @@ def anneal(
         done, tries = 0, 0
         while done < moves and tries < 4 * moves:
             tries += 1
-            kind = _kind(w, r, momentum, guidance, twins)
-            _propose(s.place, t.segment, t.segment_start, t.twin, places, a.filled[0], w, r, kind)
+            kind = _kind(w, r, usable, momentum)
+            _propose(s.place, t.segment, t.segment_start, t.twin, places, a.filled[0], w, r, kind, repetition)
             count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, a.places, a.slot, w)
             if count == 0:
                 continue
@@ -305,7 +333,7 @@ def anneal(
                 # A new point of the front is worth more than a step on the way to one.
                 gain = 4.0 if entered else 1.0 if delta < 0 else 0.0
                 w.credit[kind] = _DECAY * w.credit[kind] + (1.0 - _DECAY) * gain
-                if (delta < 0 or entered) and kind != CROSS:
+                if (delta < 0 or entered) and w.span[0, 2] >= 0:
                     k = w.tally[_SUCCESSES] % _MEMORY
                     w.ring[k, 0] = max(w.span[0, 0], 0)
                     w.ring[k, 1], w.ring[k, 2] = w.span[0, 1] - w.ring[k, 0], w.span[0, 2]

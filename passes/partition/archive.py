@@ -166,7 +166,7 @@ def aim(a: Archive, r: np.ndarray, weights: np.ndarray) -> tuple[int, int]:
     """Choose a member of the archive to start from, another at the far end of a gap beside it, and weights (of values
     over `span`) that point into the gap."""
     n = a.filled[0]
-    if n == 1 or draw(r) < 0.2:
+    if n == 1 or draw(r) < 0.5:
         any_weights(r, weights)
         return below(r, n), below(r, n)
     by = below(r, 3)

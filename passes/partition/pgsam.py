@@ -29,8 +29,8 @@ class Search:
 
     Each of `chains` runs `epochs` in which `moves` plans are valued (0: by the size of the problem); `archive` plans
     are kept at most.
-    `seconds` cuts the search short after a whole epoch; results are repeatable only without it. `guidance` and
-    `momentum` switch parts off for comparison. `jobs` chains run at once (0: one per core).
+    `seconds` cuts the search short after a whole epoch; results are repeatable only without it. `guidance`,
+    `momentum` and `repetition` switch parts off for comparison. `jobs` chains run at once (0: one per core).
     """
 
     seed: int = 0
@@ -41,11 +41,12 @@ class Search:
     seconds: float | None = None
     guidance: bool = True
     momentum: bool = True
+    repetition: bool = True
     jobs: int = 0
 
     def moves_of(self, t: Tables) -> int:
         """Moves of an epoch."""
-        return self.moves or min(max(800, 2 * t.groups), 10_000)
+        return self.moves or min(max(800, 3 * t.groups // 2), 10_000)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class _Chains:
             if settings.seconds is not None and time.perf_counter() - self.began > settings.seconds and epoch:
                 break
             evaluations += anneal(
-                t, state, archive, walk, random, 1, settings.moves_of(t), epoch, settings.guidance, settings.momentum
+                t, state, archive, walk, random, 1, settings.moves_of(t), epoch, settings.guidance, settings.momentum,
+                settings.repetition,
             )
         return archive, evaluations
 
