@@ -22,14 +22,14 @@ MEGABYTES = 12
 GREEDY_AT_LEAST = 12
 
 GOLDEN_QUESTION = (
-    "David has 3 pencils. Wendy has 4 more than David. She buys 12 more. David has 36 more pencils than Wendy now. "
-    "How many do they have together?"
+    "Carla has 47 marbles. Grace has 25 more than Carla. She sells half of them. A jar holds 4 marbles. "
+    "How many jars can Grace fill?"
 )
-GOLDEN_SOLUTION = """Wendy starts with <<3+4=7>>7 pencils.
-Now Wendy has <<7+12=19>>19 pencils.
-David has <<19+36=55>>55 pencils.
-Together they have <<19+55=74>>74 pencils.
-#### 74"""
+GOLDEN_SOLUTION = """Grace starts with <<47+25=72>>72 marbles.
+That removes <<72/2=36>>36 marbles.
+Now Grace has <<72-36=36>>36 marbles.
+Grace fills <<36/4=9>>9 jars.
+#### 9"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_problem_is_the_same_for_the_same_arguments() -> None:
 
 def test_problems_do_not_change_with_the_python_version() -> None:
     # Python promises only random(): the draws built on it could change, and the reported figures with them.
-    problem = generate("test", 20, 0)
+    problem = generate("test", 20, 3)
     assert problem.question == GOLDEN_QUESTION
     assert problem.solution == GOLDEN_SOLUTION
 
@@ -199,7 +199,7 @@ def test_samples_differ_and_repeat_with_the_seed(folder: Path) -> None:
 def test_training_writes_a_loadable_folder_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qeil_compile.models.reasoner import checkpoint, train
 
-    monkeypatch.setattr(train, "TOKENIZER_DOCUMENTS", 300)
+    monkeypatch.setattr(train, "TOKENIZER_PROBLEMS", 300)
     texts = [("How many eggs are 2 eggs?", "It is <<2*1=2>>2.\n#### 2")]
     settings = train.Settings(steps=3, batch_tokens=512)
     trainer = train.Trainer(settings, tmp_path, texts, "cpu")
@@ -222,19 +222,37 @@ def test_training_writes_a_loadable_folder_and_goes_on(tmp_path: Path, monkeypat
 
 
 def test_batches_weigh_the_answer_and_leave_padding_out(shipped: tuple[Any, Any]) -> None:
-    from qeil_compile.models.reasoner.data import QUESTION_WEIGHT, batches
+    from qeil_compile.models.reasoner.data import GIVEN_WEIGHT, batches
 
     tokenizer = shipped[1].backend_tokenizer
-    colon = tokenizer.token_to_id("Answer")
-    for _, batch in itertools.islice(batches(tokenizer, [], 0, 0, 1024), 5):
+    question = tokenizer.token_to_id("Question")
+    drills = 0
+    for _, batch in itertools.islice(batches(tokenizer, [], 0, 0, 1024), 20):
         assert batch.tokens.size <= 1024
         assert batch.weights.shape == (batch.tokens.shape[0], batch.tokens.shape[1] - 1)
         assert ((batch.weights == 0) == (batch.tokens[:, 1:] == 0)).all()
         assert (batch.tokens == 0).mean() < 0.1
         for tokens, weights in zip(batch.tokens, batch.weights, strict=True):
-            answer = int(np.flatnonzero(tokens == colon)[0]) + 3  # "Answer", ":", line break
-            assert (weights[: answer - 1] == np.float32(QUESTION_WEIGHT)).all()
-            assert weights[answer - 1] == 1
+            heavy = tokenizer.decode([int(t) for t, w in zip(tokens[1:], weights, strict=True) if w == 1])
+            light = {w for w in weights.tolist() if w not in (0, 1)}
+            assert light == {float(np.float32(GIVEN_WEIGHT))}
+            if tokens[1] == question:
+                assert re.fullmatch(r"(\w[^\n]* <<[^\n]*\.\n)+#### \d+", heavy), "an answer has its whole weight"
+            else:
+                drills += 1
+                assert re.fullmatch(r"(\d+>>)+", heavy), "a drill has weight on its results"
+    assert drills
+
+
+def test_a_drill_has_the_calculations_of_training_problems() -> None:
+    from qeil_compile.models.reasoner.data import DRILL_PROBLEMS, document
+
+    texts = ["".join(text for text, _ in document([], 5, i)) for i in range(40)]
+    assert texts == ["".join(text for text, _ in document([], 5, i)) for i in range(40)]
+    number, drill = next((i, t) for i, t in enumerate(texts) if "Question" not in t)
+    sources = [generate("train", 5, -number * DRILL_PROBLEMS - i) for i in range(1, DRILL_PROBLEMS + 1)]
+    expected = [c for p in sources for c in re.findall(r"<<.*?>>", p.solution)]
+    assert sorted(re.findall(r"<<.*?>>", drill)) == sorted(expected)
 
 
 def test_gsm8k_files_are_read_or_named(tmp_path: Path) -> None:

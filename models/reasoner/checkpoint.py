@@ -17,11 +17,11 @@ VOCAB = 1024
 CONTEXT = 512
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 
-#: `LlamaConfig` of transformers: 2.6 million parameters, grouped-query attention, tied embeddings.
+#: `LlamaConfig` of transformers: 1.8 million parameters, grouped-query attention, tied embeddings.
 SIZES: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,

@@ -18,15 +18,16 @@ import typer
 
 from qeil_compile.errors import InputError, ModelError
 from qeil_compile.models.reasoner import checkpoint
-from qeil_compile.models.reasoner.data import Batch, batches, document
+from qeil_compile.models.reasoner.data import Batch, batches
+from qeil_compile.models.reasoner.problems import generate, prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import LlamaForCausalLM
 
 STATE = "training.pt"
-#: Documents that the tokenizer is trained on.
-TOKENIZER_DOCUMENTS = 20_000
+#: Generated problems that the tokenizer is trained on, beside all given texts.
+TOKENIZER_PROBLEMS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,13 @@ class Settings:
     minutes: float = 40.0
     steps: int = 0
     seed: int = 0
-    batch_tokens: int = 4096
-    rate: float = 3e-3
-    warmup: int = 100
+    batch_tokens: int = 2048
+    rate: float = 2e-3
+    warmup: int = 200
     decay: float = 0.1
     clip: float = 1.0
     save_seconds: float = 120.0
-    log_steps: int = 50
+    log_steps: int = 200
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (not self.steps and self.minutes <= 0):
@@ -142,9 +143,9 @@ class Trainer:
 
         if resumed:
             return Tokenizer.from_file(str(self.out / "tokenizer.json"))
-        texts = [head + tail for head, tail in self.texts]
-        made = (document(self.texts, self.settings.seed, i) for i in range(TOKENIZER_DOCUMENTS))
-        return checkpoint.train_tokenizer([*texts, *(head + tail for head, tail in made)])
+        problems = (generate("train", self.settings.seed, i) for i in range(TOKENIZER_PROBLEMS))
+        pairs = [*self.texts, *((p.question, p.solution) for p in problems)]
+        return checkpoint.train_tokenizer(prompt(question) + solution for question, solution in pairs)
 
 
 def _optimizer(model: LlamaForCausalLM, settings: Settings) -> torch.optim.Optimizer:
@@ -169,8 +170,8 @@ def main(
     gsm8k: Annotated[Path | None, typer.Option(help="train.jsonl of openai/grade-school-math, mixed in.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cuda" if torch.cuda.is_available() else "cpu",
     seed: Annotated[int, typer.Option(help="Seed of weights and problems.")] = 0,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 4096,
-    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 2048,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
 ) -> None:
     """Train the reasoner on generated word problems (and GSM8K's training text)."""
     if threads:
