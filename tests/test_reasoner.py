@@ -22,14 +22,14 @@ MEGABYTES = 12
 GREEDY_AT_LEAST = 12
 
 GOLDEN_QUESTION = (
-    "Carla has 47 marbles. Grace has 25 more than Carla. She sells half of them. A jar holds 4 marbles. "
-    "How many jars can Grace fill?"
+    "David has 2 pencils. Wendy has 4 more than David. She buys 20 more. David has 69 more pencils than Wendy now. "
+    "How many do they have together?"
 )
-GOLDEN_SOLUTION = """Grace starts with <<47+25=72>>72 marbles.
-That removes <<72/2=36>>36 marbles.
-Now Grace has <<72-36=36>>36 marbles.
-Grace fills <<36/4=9>>9 jars.
-#### 9"""
+GOLDEN_SOLUTION = """Wendy starts with <<2+4=6>>6 pencils.
+Now Wendy has <<6+20=26>>26 pencils.
+David has <<26+69=95>>95 pencils.
+Together they have <<26+95=121>>121 pencils.
+#### 121"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_problem_is_the_same_for_the_same_arguments() -> None:
 
 def test_problems_do_not_change_with_the_python_version() -> None:
     # Python promises only random(): the draws built on it could change, and the reported figures with them.
-    problem = generate("test", 20, 3)
+    problem = generate("test", 20, 0)
     assert problem.question == GOLDEN_QUESTION
     assert problem.solution == GOLDEN_SOLUTION
 

@@ -1,6 +1,6 @@
 """Arithmetic word problems with worked solutions in the manner of GSM8K, in two splits that share no form.
 
-A problem is an opening, up to two events and a question, told in one scene:
+A problem is an opening, up to three events and a question, told in one scene:
 
     Anna has 4 baskets with 6 apples in each. She gives 5 apples to Ben. How many apples does Anna have now?
     Anna starts with <<4*6=24>>24 apples.
@@ -28,9 +28,9 @@ Split = Literal["train", "test"]
 #: One form of so many is kept for the test split.
 TEST_SHARE = 8
 #: No quantity in a problem is larger.
-LIMIT = 500
+LIMIT = 999
 #: Problems with 0, 1, 2, ... events between opening and question, as weights.
-EVENT_WEIGHTS = (1, 2, 1)
+EVENT_WEIGHTS = (1, 3, 3, 1)
 
 _ANSWER = re.compile(r"####\s*(-?[\d,]+)")
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
@@ -131,7 +131,7 @@ class _Tale:
 
     def number(self) -> int:
         """A quantity of things."""
-        return self.rng.randint(2, 50)
+        return self.rng.randint(2, 80)
 
     def say(self, sentence: str) -> None:
         """Add to the question."""
@@ -159,7 +159,7 @@ def _have(t: _Tale) -> None:
 
 
 def _groups(t: _Tale) -> None:
-    a, b = t.small(), t.rng.randint(3, 20)
+    a, b = t.small(), t.rng.randint(3, 24)
     t.say(f"{t.name} has {a} {t.scene.boxes} with {b} {t.scene.items} in each.")
     t.value = t.work(f"{t.name} starts with", a, "*", b)
 
@@ -172,7 +172,7 @@ def _two_days(t: _Tale) -> None:
 
 
 def _every_day(t: _Tale) -> None:
-    a, b = t.rng.randint(3, 20), t.small()
+    a, b = t.rng.randint(3, 24), t.small()
     t.say(f"{t.name} {t.scene.gain} {a} {t.scene.items} every day for {b} days.")
     t.value = t.work(f"{t.name} starts with", a, "*", b)
 
@@ -184,7 +184,7 @@ def _more_than(t: _Tale) -> None:
 
 
 def _fewer_than(t: _Tale) -> None:
-    a, b = t.rng.randint(12, 99), t.number()
+    a, b = t.rng.randint(12, 150), t.number()
     t.say(f"{t.friend} has {a} {t.scene.items}. {t.name} has {b} fewer than {t.friend}.")
     t.value = t.work(f"{t.name} starts with", a, "-", b)
 
