@@ -114,6 +114,7 @@ def test_majority_splits_a_tie() -> None:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
+    pytest.importorskip("transformers", reason="the extra llm is not installed")
     with reasoner_folder() as path:
         yield path
 
@@ -189,7 +190,7 @@ def test_samples_differ_and_repeat_with_the_seed(folder: Path) -> None:
 
     model, tokenizer = checkpoint.load(folder)
     first, again, other = (
-        list(sample(model, tokenizer, held_out(2), samples=6, temperature=1.0, seed=s)) for s in (1, 1, 2)
+        list(sample(model, tokenizer, held_out(1), samples=5, temperature=1.0, seed=s)) for s in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -197,6 +198,7 @@ def test_samples_differ_and_repeat_with_the_seed(folder: Path) -> None:
 
 
 def test_training_writes_a_loadable_folder_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="the extra llm is not installed")
     from qeil_compile.models.reasoner import checkpoint, train
 
     monkeypatch.setattr(train, "TOKENIZER_PROBLEMS", 300)

@@ -90,25 +90,29 @@ def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` read."""
+    from transformers import GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model.generation_config.update(
-        do_sample=True, temperature=0.8, max_new_tokens=256, pad_token_id=0, bos_token_id=1, eos_token_id=2
-    )
+    marks = {name: SIZES[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.8, top_k=0, max_new_tokens=256, **marks)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # transformers 5 writes a class name of its own; the older one is read by every version and by other tools.
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Model (float32, for evaluation) and tokenizer of a folder. Raises `ModelError`."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: found no config.json, expected a checkpoint folder")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def read_gsm8k(path: Path) -> list[tuple[str, str]]:

@@ -63,7 +63,8 @@ class Trainer:
             self.model = checkpoint.new_model(self.tokenizer.get_vocab_size(), settings.seed)
         else:
             self.model, _ = checkpoint.load(out)
-        self.model.to(device).train()
+        self.model.to(device)  # type: ignore[arg-type]  # the decorator in transformers hides self
+        self.model.train()
         self.optimizer = _optimizer(self.model, settings)
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
