@@ -219,8 +219,9 @@ def test_training_writes_a_loadable_folder_and_goes_on(tmp_path: Path, monkeypat
     assert (resumed.step, resumed.tokens, resumed.progress) == (3, trainer.tokens, 1.0)
     moments = resumed.optimizer.state_dict()["state"]
     assert float(moments[0]["step"]) == 3
-    with pytest.raises(ModelError, match="'steps': 3"):
-        train.Trainer(train.Settings(steps=4, batch_tokens=512), tmp_path, texts, "cpu")
+    assert train.Trainer(train.Settings(steps=4, batch_tokens=512), tmp_path, texts, "cpu").progress == 0.75
+    with pytest.raises(ModelError, match="'batch_tokens': 512"):
+        train.Trainer(train.Settings(steps=4, batch_tokens=256), tmp_path, texts, "cpu")
 
 
 def test_batches_weigh_the_answer_and_leave_padding_out(shipped: tuple[Any, Any]) -> None:

@@ -1,7 +1,8 @@
 """Train the reasoner: `python -m qeil_compile.models.reasoner.train --minutes 40 --threads 2 --out DIR`.
 
 The folder is a loadable checkpoint from the first save on; the same command again goes on where the last
-save stopped. The learning rate follows a cosine over the budget, which is minutes of training or steps.
+save stopped, with another budget if one is given. The learning rate follows a cosine over the budget, which is
+minutes of training or steps.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 STATE = "training.pt"
+#: What may change when a run goes on: the cosine then follows the new budget.
+_BUDGET = {"minutes", "steps", "save_seconds", "log_steps"}
 #: Generated problems that the tokenizer is trained on, beside all given texts.
 TOKENIZER_PROBLEMS = 10_000
 
@@ -54,7 +57,7 @@ class Trainer:
     """One run in one folder."""
 
     def __init__(self, settings: Settings, out: Path, texts: list[tuple[str, str]], device: str) -> None:
-        """Goes on from `out` if a run was saved there. Raises `ModelError` if it had other settings."""
+        """Goes on from `out` if a run was saved there. Raises `ModelError` if it was another."""
         self.settings, self.out, self.texts, self.device = settings, out, texts, device
         self.step, self.pool, self.seconds, self.tokens = 0, 0, 0.0, 0
         state = self._read_state()
@@ -135,8 +138,9 @@ class Trainer:
         if not path.is_file():
             return None
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if state["settings"] != asdict(self.settings):
-            raise ModelError(f"{path}: found a run with {state['settings']}, expected {asdict(self.settings)}")
+        found, expected = state["settings"], asdict(self.settings)
+        if any(found[name] != expected[name] for name in expected.keys() - _BUDGET):
+            raise ModelError(f"{path}: found a run with {found}, expected {expected}; take another folder")
         return state
 
     def _tokenizer(self, resumed: bool) -> Tokenizer:
