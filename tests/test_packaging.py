@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+REASONER = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "PROVENANCE.md")
 FOLDERS = {"qeil_compile": "qeil_compile", "passes": "qeil_compile.passes", "backends": "qeil_compile.backends",
            "models": "qeil_compile.models"}  # fmt: skip
 
@@ -57,7 +58,8 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> None:
         assert f"{package.replace('.', '/')}/__init__.py" in names
     for data in ("qeil_compile/py.typed", "qeil_compile/devices/profiles/engines.toml",
                  "qeil_compile/devices/profiles/devices/rtx-4090.toml",
-                 "qeil_compile/models/data/stories260K/stories260K.bin"):  # fmt: skip
+                 "qeil_compile/models/data/stories260K/stories260K.bin",
+                 *(f"qeil_compile/models/data/reasoner/{n}" for n in REASONER)):  # fmt: skip
         assert data in names
 
 
