@@ -46,7 +46,7 @@ class Search:
 
     def moves_of(self, t: Tables) -> int:
         """Moves of an epoch."""
-        return self.moves or min(max(800, 3 * t.groups // 2), 10_000)
+        return self.moves or min(max(1200, 3 * t.groups // 2), 10_000)
 
 
 @dataclass(frozen=True)
