@@ -23,6 +23,7 @@ SMALL = {
     "partition": ["--only", "plans", "--only", "exact", "--only", "growth"],
     "dnn_partitioning": ["--seeds", "1"],
     "mixing": ["--models", "silero_vad_16k_op15"],
+    "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
 }
 
 
@@ -42,5 +43,5 @@ def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
 
 
 def test_every_benchmark_is_tested() -> None:
-    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "families"}
+    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "families", "selection_costs"}
     assert scripts == set(SMALL)

@@ -250,7 +250,8 @@ def test_pass_at_k_is_the_mean_over_subsets() -> None:
 def test_metrics_by_hand() -> None:
     assert qs.ipw(0.757, 63.8) == pytest.approx(0.757 / 63.8) and qs.ipj(0.5, 20.0) == 0.025
     assert qs.ece(0.4, 0.7, 1.0, 4.0) == pytest.approx(0.1) and qs.ppp(100, 2.0, 50.0) == 1.0
-    for call in (lambda: qs.ipw(1, 0), lambda: qs.ipj(1, math.nan), lambda: qs.ece(0, 1, 2, 2), lambda: qs.ppp(1, 0, 1)):
+    wrong = (lambda: qs.ipw(1, 0), lambda: qs.ipj(1, math.nan), lambda: qs.ece(0, 1, 2, 2), lambda: qs.ppp(1, 0, 1))
+    for call in wrong:
         with pytest.raises(InputError, match="expected a positive number"):
             call()
 

@@ -207,8 +207,11 @@ def test_live_rounds_go_on_where_the_last_one_ended(rung: qs.Rung) -> None:
     for sizes in ((6,), (2, 6)):
         seen: list[str] = []
         selector = qs.Selector(qs.Looks(sizes))
-        verdict = qs.ask(together, selector, "Once upon a time",
-                         watch=lambda i, seen=seen: seen.extend(s.text for s in i.tally.samples[len(seen) :]))  # fmt: skip
+
+        def watch(inquiry: qs.Inquiry, seen: list[str] = seen) -> None:
+            seen.extend(s.text for s in inquiry.tally.samples[len(seen) :])
+
+        verdict = qs.ask(together, selector, "Once upon a time", watch=watch)
         assert verdict.samples == 6 and verdict.rounds == len(sizes)
         texts.append(seen)
     # A sample depends on the seed and its number, not on the rounds.
@@ -352,7 +355,7 @@ def test_rules_that_do_not_exist(spec: str, message: str) -> None:
 
 
 def test_confidence_of_a_feature_decides() -> None:
-    log = [r for r in qs.read_log(LOG)[:20]]
+    log = qs.read_log(LOG)[:20]
     found = qs.run_rule(log, "deepconf:0.5", qs.Settings(features=["rm"], orders=1))
     assert found.accuracy >= 0.8
 

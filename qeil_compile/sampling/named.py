@@ -42,6 +42,9 @@ RULES = {
     "eac-arde": "EAC over ARDE's weighted votes; learns",
     "risk": "RISK: threshold controlled at alpha (default .01), delta .1; learns and calibrates on other questions",
 }
+#: Estimated P(the leader is the full vote's winner) at which the rules of RISK's family stop, in their order.
+BARS = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84,
+        0.8, 0.75, 0.7, 0.6, 0.5)  # fmt: skip
 _LEARNING = {"cges", "arde", "weighted-cert", "eac", "eac-arde", "risk"}
 
 
@@ -195,14 +198,13 @@ def risk_selector(
     cut = max(len(history) // 3, 1)
     plan = looks(settings, k)
     table = learn(samples_of([r for r in history[:cut] if len(r) == k]), sizes=plan.sizes, seed=settings.seed).score()
-    bars = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
     rest = history[cut:]
-    family = [Selector(plan, [Curtail(k), Threshold(table, bar)]) for bar in bars]
+    family = [Selector(plan, [Curtail(k), Threshold(table, bar)]) for bar in BARS]
     losses = [1 - replay(rest, s, orders=settings.orders, seed=settings.seed).agrees for s in family]
     found = control(losses, alpha, delta)
     rules: list[Rule] = [Curtail(k)]
     if found.place is not None:
-        bar = bars[found.place]
+        bar = BARS[found.place]
         note = f"alpha {alpha:g}, delta {delta:g}, P(leader wins) >= {bar:g}"
         rules.append(Threshold(table, bar, Reason.RISK, f"RISK({alpha:g})", alpha, note))
     return Selector(plan, rules, caps=settings.caps)

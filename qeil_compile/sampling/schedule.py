@@ -21,7 +21,7 @@ from .samples import Sample, Tally
 from .views import View, Votes
 
 #: Sizes at which a state may look, as far as the history reaches.
-SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
+SIZES = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
 #: Worths of an error, in passes, among which `History.tune` chooses.
 ERRORS = (0.5, 1, 2, 4, 7, 10, 14, 20, 28, 40, 56, 80, 110, 160, 220, 400, 1000)
 State = tuple[int, int, int]
