@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from qeil_compile.errors import InputError
 
 from . import baselines
@@ -195,6 +197,8 @@ def risk_selector(
     The family: stop where the estimated P(the leader is the full vote's winner) reaches a bar, from 1 downwards, and
     where the vote is settled. Without a bar that can be shown, only settled votes stop.
     """
+    # Logs may be sorted by difficulty; the split and the order of the tests must not know it.
+    history = [history[int(i)] for i in np.random.default_rng(settings.seed).permutation(len(history))]
     cut = max(len(history) // 3, 1)
     plan = looks(settings, k)
     table = learn(samples_of([r for r in history[:cut] if len(r) == k]), sizes=plan.sizes, seed=settings.seed).score()
