@@ -149,7 +149,8 @@ def test_restart_makes_every_answer_a_new_candidate() -> None:
     tally = tally_of(["a"] * 7 + ["b"])
     tally.restart()
     cert = qs.Cert()
-    assert cert.evidence(tally, "a") == 0.0 and tally.places == {"a": 2, "b": 3}
+    weighted = qs.WeightedCert()
+    assert cert.evidence(tally, "a") == weighted.evidence(tally, "a") == 0.0 and tally.places == {"a": 2, "b": 3}
     tally.add(qs.Sample("c"))
     assert tally.places["c"] == 4 and tally.leader == "a"
 

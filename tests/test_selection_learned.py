@@ -176,15 +176,15 @@ def test_eac_takes_the_arm_with_the_better_gain_per_joule_and_escalates() -> Non
     questions = made()
     small, large = arm("small", 0, questions, 1.0, right=0.5), arm("large", 1, questions, 10.0, right=0.9)
     eac = qs.Eac([large, small])
-    draw = eac.next({}, qs.Cost(), qs.Caps(), 1.0)
+    draw = eac.next({}, qs.Cost(), qs.Caps(), (1.0, 1.0))
     assert isinstance(draw, qs.Draw) and draw.rung == 0
     tally = qs.Tally()
     for _ in range(12):
         tally.add(qs.Sample("a"))
-    draw = eac.next({0: tally}, qs.Cost(), qs.Caps(), 1.0)
+    draw = eac.next({0: tally}, qs.Cost(), qs.Caps(), (1.0, 1.0))
     assert isinstance(draw, qs.Draw) and draw.rung == 1  # .5 of a settled vote against .9
-    assert qs.Eac([large, small], least=0.2).next({0: tally}, qs.Cost(), qs.Caps(), 1.0) is qs.Reason.PRICE
-    assert qs.Eac([small]).next({0: tally}, qs.Cost(), qs.Caps(), 1.0) is qs.Reason.BUDGET
+    assert qs.Eac([large, small], least=0.2).next({0: tally}, qs.Cost(), qs.Caps(), (1.0, 1.0)) is qs.Reason.PRICE
+    assert qs.Eac([small]).next({0: tally}, qs.Cost(), qs.Caps(), (1.0, 1.0)) is qs.Reason.BUDGET
 
 
 def test_caps_are_hard() -> None:
@@ -196,7 +196,7 @@ def test_caps_are_hard() -> None:
     assert caps.fits(price, qs.Cost(joules=9.5), 0, 100) == 0
     assert qs.Caps(samples=5).fits(price, qs.Cost(), 3, 100) == 2
     assert qs.Caps(seconds=1.4).fits(price, qs.Cost(), 0, 100) == 0
-    assert caps.fits(price, qs.Cost(), 0, 100, spread=2.0) == 3  # rounds have cost twice their price
+    assert caps.fits(price, qs.Cost(), 0, 100, spread=(2.0, 1.0)) == 3  # rounds have cost twice their price
 
 
 @pytest.mark.parametrize("field", ["rho", "joules", "seconds", "prompt", "spread"])

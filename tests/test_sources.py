@@ -276,8 +276,10 @@ def test_warmer_where_votes_collapse_in_doubt(rung: qs.Rung) -> None:
     source.draw = lambda q, d, n: (temperatures.append(d.temperature), draw(q, d, n))[1]  # type: ignore[method-assign]
     selector = qs.Selector(qs.Looks((4, 8)), weigh=qs.Reliability((), base=0.2), diversity=qs.Diversity(),
                            temperature=0.8)  # fmt: skip
-    qs.ask(source, selector, "Once")
+    started: list[int] = []
+    qs.ask(source, selector, "Once", watch=lambda inquiry: started.append(inquiry.tally.restarted))
     assert temperatures == [0.8, pytest.approx(1.0)]
+    assert started == [0, 4]  # evidence from the cooler samples is none about the warmer ones
 
 
 # --- logs and the command line ----------------------------------------------------------------------------------------
