@@ -376,6 +376,13 @@ def test_eac_spends_less_than_one_batch_on_easy_questions() -> None:
     assert eac.passes.mean() < 0.7 * full.passes.mean() and abs(eac.accuracy - full.accuracy) < 0.03
 
 
+@pytest.mark.parametrize("rule", ["eac", "risk", "arde", "cert", "cges"])
+def test_questions_of_different_numbers_of_samples_replay(rule: str) -> None:
+    log = [qs.Recorded(str(i), "a", ("a", "b", "a", "c")[: 1 + i % 4] * 2, None, {}) for i in range(24)]
+    found = qs.run_rule(log, rule, qs.Settings(orders=1))
+    assert (found.samples <= [len(r) for r in log]).all() and np.isnan(found.right).all()
+
+
 def test_risk_rule_says_its_level() -> None:
     easy = [qs.Recorded(str(i), "a", ("a",) * 10, (1.0,) * 10, {}) for i in range(700)]
     selector = named.risk_selector(easy, 10, qs.Settings(orders=1))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from qeil_compile.errors import InputError
 
@@ -181,17 +182,17 @@ class History:
         total = int(self.questions.max()) + 1
         half = np.random.default_rng(0).permutation(total) % 2 == 0
         parts = (self.part(half), self.part(~half)) if total > 1 else (self, self)
-        best: tuple[float, float] | None = None
-        for error in errors:
-            lost, passes = 0.0, 0.0
+        lost, passes = np.zeros(len(errors)), np.zeros(len(errors))
+        for i, error in enumerate(errors):
             for mine, other in (parts, parts[::-1]):
                 right, spent = other.follow(mine.plan(price, error), price)
                 end = other.agrees if other.marks is None else other.marks
-                lost += float((end[-1] - right).mean()) / 2
-                passes += float(spent.mean()) / 2
-            if lost <= tolerance and (best is None or passes < best[1]):
-                best = (error, passes)
-        error = best[0] if best is not None else max(errors)
+                lost[i] += float((end[-1] - right).mean()) / 2
+                passes[i] += float(spent.mean()) / 2
+        # What is lost falls with the worth of an error; a single lucky one among them must not be taken for it.
+        fit = isotonic_regression(lost, increasing=False).x
+        cheap = [i for i in np.argsort(passes, kind="stable") if fit[i] <= tolerance]
+        error = errors[int(cheap[0])] if cheap else max(errors)
         return error, self.plan(price, error)
 
 
