@@ -176,15 +176,15 @@ def test_eac_takes_the_arm_with_the_better_gain_per_joule_and_escalates() -> Non
     questions = made()
     small, large = arm("small", 0, questions, 1.0, right=0.5), arm("large", 1, questions, 10.0, right=0.9)
     eac = qs.Eac([large, small])
-    draw = eac.next({}, qs.Cost(), qs.Caps(), 1.0)
+    draw = eac.next({}, qs.Cost(), qs.Caps(), (1.0, 1.0))
     assert isinstance(draw, qs.Draw) and draw.rung == 0
     tally = qs.Tally()
     for _ in range(12):
         tally.add(qs.Sample("a"))
-    draw = eac.next({0: tally}, qs.Cost(), qs.Caps(), 1.0)
+    draw = eac.next({0: tally}, qs.Cost(), qs.Caps(), (1.0, 1.0))
     assert isinstance(draw, qs.Draw) and draw.rung == 1  # .5 of a settled vote against .9
-    assert qs.Eac([large, small], least=0.2).next({0: tally}, qs.Cost(), qs.Caps(), 1.0) is qs.Reason.PRICE
-    assert qs.Eac([small]).next({0: tally}, qs.Cost(), qs.Caps(), 1.0) is qs.Reason.BUDGET
+    assert qs.Eac([large, small], least=0.2).next({0: tally}, qs.Cost(), qs.Caps(), (1.0, 1.0)) is qs.Reason.PRICE
+    assert qs.Eac([small]).next({0: tally}, qs.Cost(), qs.Caps(), (1.0, 1.0)) is qs.Reason.BUDGET
 
 
 def test_caps_are_hard() -> None:
@@ -196,7 +196,7 @@ def test_caps_are_hard() -> None:
     assert caps.fits(price, qs.Cost(joules=9.5), 0, 100) == 0
     assert qs.Caps(samples=5).fits(price, qs.Cost(), 3, 100) == 2
     assert qs.Caps(seconds=1.4).fits(price, qs.Cost(), 0, 100) == 0
-    assert caps.fits(price, qs.Cost(), 0, 100, spread=2.0) == 3  # rounds have cost twice their price
+    assert caps.fits(price, qs.Cost(), 0, 100, spread=(2.0, 1.0)) == 3  # rounds have cost twice their price
 
 
 @pytest.mark.parametrize("field", ["rho", "joules", "seconds", "prompt", "spread"])
@@ -250,7 +250,8 @@ def test_pass_at_k_is_the_mean_over_subsets() -> None:
 def test_metrics_by_hand() -> None:
     assert qs.ipw(0.757, 63.8) == pytest.approx(0.757 / 63.8) and qs.ipj(0.5, 20.0) == 0.025
     assert qs.ece(0.4, 0.7, 1.0, 4.0) == pytest.approx(0.1) and qs.ppp(100, 2.0, 50.0) == 1.0
-    for call in (lambda: qs.ipw(1, 0), lambda: qs.ipj(1, math.nan), lambda: qs.ece(0, 1, 2, 2), lambda: qs.ppp(1, 0, 1)):
+    wrong = (lambda: qs.ipw(1, 0), lambda: qs.ipj(1, math.nan), lambda: qs.ece(0, 1, 2, 2), lambda: qs.ppp(1, 0, 1))
+    for call in wrong:
         with pytest.raises(InputError, match="expected a positive number"):
             call()
 

@@ -207,8 +207,11 @@ def test_live_rounds_go_on_where_the_last_one_ended(rung: qs.Rung) -> None:
     for sizes in ((6,), (2, 6)):
         seen: list[str] = []
         selector = qs.Selector(qs.Looks(sizes))
-        verdict = qs.ask(together, selector, "Once upon a time",
-                         watch=lambda i, seen=seen: seen.extend(s.text for s in i.tally.samples[len(seen) :]))  # fmt: skip
+
+        def watch(inquiry: qs.Inquiry, seen: list[str] = seen) -> None:
+            seen.extend(s.text for s in inquiry.tally.samples[len(seen) :])
+
+        verdict = qs.ask(together, selector, "Once upon a time", watch=watch)
         assert verdict.samples == 6 and verdict.rounds == len(sizes)
         texts.append(seen)
     # A sample depends on the seed and its number, not on the rounds.
@@ -273,8 +276,10 @@ def test_warmer_where_votes_collapse_in_doubt(rung: qs.Rung) -> None:
     source.draw = lambda q, d, n: (temperatures.append(d.temperature), draw(q, d, n))[1]  # type: ignore[method-assign]
     selector = qs.Selector(qs.Looks((4, 8)), weigh=qs.Reliability((), base=0.2), diversity=qs.Diversity(),
                            temperature=0.8)  # fmt: skip
-    qs.ask(source, selector, "Once")
+    started: list[int] = []
+    qs.ask(source, selector, "Once", watch=lambda inquiry: started.append(inquiry.tally.restarted))
     assert temperatures == [0.8, pytest.approx(1.0)]
+    assert started == [0, 4]  # evidence from the cooler samples is none about the warmer ones
 
 
 # --- logs and the command line ----------------------------------------------------------------------------------------
@@ -352,7 +357,7 @@ def test_rules_that_do_not_exist(spec: str, message: str) -> None:
 
 
 def test_confidence_of_a_feature_decides() -> None:
-    log = [r for r in qs.read_log(LOG)[:20]]
+    log = qs.read_log(LOG)[:20]
     found = qs.run_rule(log, "deepconf:0.5", qs.Settings(features=["rm"], orders=1))
     assert found.accuracy >= 0.8
 
@@ -369,6 +374,13 @@ def test_eac_spends_less_than_one_batch_on_easy_questions() -> None:
     settings = qs.Settings(price=qs.Price(0.3), orders=2)
     eac, full = (qs.run_rule(log, r, settings) for r in ("eac", "self-consistency"))
     assert eac.passes.mean() < 0.7 * full.passes.mean() and abs(eac.accuracy - full.accuracy) < 0.03
+
+
+@pytest.mark.parametrize("rule", ["eac", "risk", "arde", "cert", "cges"])
+def test_questions_of_different_numbers_of_samples_replay(rule: str) -> None:
+    log = [qs.Recorded(str(i), "a", ("a", "b", "a", "c")[: 1 + i % 4] * 2, None, {}) for i in range(24)]
+    found = qs.run_rule(log, rule, qs.Settings(orders=1))
+    assert (found.samples <= [len(r) for r in log]).all() and np.isnan(found.right).all()
 
 
 def test_risk_rule_says_its_level() -> None:

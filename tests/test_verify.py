@@ -94,7 +94,7 @@ def test_guard_does_not_wait_for_a_verifier_that_hangs() -> None:
 
 
 def test_command_verifier_reads_json_and_answers_by_status() -> None:
-    code = "import json, sys; d = json.load(sys.stdin); print('{\"score\": 0.5}'); sys.exit(d['answer'] != d['question'])"
+    code = "import json, sys; d = json.load(sys.stdin); print('{\"score\": 0.5}'); sys.exit(d['answer'] != '7')"
     verifier = qs.CommandVerifier([*PYTHON, code])
     yes, no = verifier("7", qs.Sample("7")), verifier("7", qs.Sample("8"))
     assert (yes.accepted, yes.score, no.accepted) == (True, 0.5, False)

@@ -117,17 +117,7 @@ def _plots(
         plots.plot_accuracy(replays, folder / "accuracy_passes.png")
         plots.plot_accuracy(replays, folder / "accuracy_joules.png", "joules")
         plots.plot_coverage(questions, folder / "coverage.png")
-    # The question whose leader is closest to being caught shows most.
-    near = min(questions, key=lambda q: _lead(q))
-    plots.plot_evidence(near, folder / "evidence.png")
-
-
-def _lead(question: sampling.Recorded) -> float:
-    tally = sampling.Tally()
-    for sample in sampling.replayed(question).samples:
-        tally.add(sample)
-    first, second = tally.lead
-    return (first - second) / first if first > 1 else math.inf
+    plots.plot_evidence(plots.closest(questions), folder / "evidence.png")
 
 
 def _finite(value: Any) -> Any:

@@ -53,13 +53,13 @@ from .verify import (
 from .views import Likeliest, View, Votes, WeightedVotes
 
 __all__ = [
-    "RULES", "Arithmetic", "ArithmeticVerifier", "Arm", "Caps", "Cert", "Check", "CommandVerifier", "Consensus", "Controlled",
-    "Cost", "CoverageLaw", "Curtail", "Diversity", "Draw", "Eac", "Exact", "Futile", "Guard", "History", "Inquiry",
-    "Interval", "Likeliest", "LiveSource", "Looks", "Price", "Reason", "Recorded",
-    "RecordedSource", "Reliability", "Replay", "Replayed", "Round", "Rule", "Rung", "Sample", "Schedule", "Selector",
-    "Settings", "Source", "Stop", "Tally", "Threshold", "UnitTests", "Verdict", "Verification", "Verified", "Verifier",
-    "View", "Votes", "WeightedCert", "WeightedVotes", "ask", "bootstrap", "certify_paths", "check_arithmetic",
-    "choose_option", "control", "cross_replay", "csvet", "ece", "effective_answers",
+    "RULES", "Arithmetic", "ArithmeticVerifier", "Arm", "Caps", "Cert", "Check", "CommandVerifier", "Consensus",
+    "Controlled", "Cost", "CoverageLaw", "Curtail", "Diversity", "Draw", "Eac", "Exact", "Futile", "Guard",
+    "History", "Inquiry", "Interval", "Likeliest", "LiveSource", "Looks", "Price", "Reason", "Recorded",
+    "RecordedSource", "Reliability", "Replay", "Replayed", "Round", "Rule", "Rung", "Sample", "Schedule",
+    "Selector", "Settings", "Source", "Stop", "Tally", "Threshold", "UnitTests", "Verdict", "Verification",
+    "Verified", "Verifier", "View", "Votes", "WeightedCert", "WeightedVotes", "ask", "bootstrap", "certify_paths",
+    "check_arithmetic", "choose_option", "control", "cross_replay", "csvet", "ece", "effective_answers",
     "false_accept_bound", "fit_coverage", "fit_reliability", "ipj", "ipw", "learn", "paired_difference",
     "paired_ratio", "pass_at_k", "posterior", "ppp", "read_log", "replay", "replayed", "run_rule", "summarise",
     "typical", "unseen_mass", "within_auc",

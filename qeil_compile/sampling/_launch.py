@@ -37,7 +37,6 @@ def _stay() -> None:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
-            signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             os.kill(os.getpid(), -code)
         os._exit(code if code >= 0 else 128 - code)
@@ -46,6 +45,7 @@ def _stay() -> None:
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     isolated = settings["isolate"] and sys.platform == "linux" and _isolate()
     os.write(settings["report"], b"1" if isolated else b"0")
     os.close(settings["report"])

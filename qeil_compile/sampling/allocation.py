@@ -56,12 +56,18 @@ class Caps:
     seconds: float = math.inf
     samples: int | None = None
 
-    def fits(self, price: Price, spent: Cost, drawn: int, most: int, spread: float = 1.0) -> int:
-        """The largest round, up to `most` samples, that fits into what is left; 0 if none does."""
+    def fits(
+        self, price: Price, spent: Cost, drawn: int, most: int, spread: tuple[float, float] = (1.0, 1.0)
+    ) -> int:  # fmt: skip
+        """The largest round, up to `most` samples, that fits into what is left; 0 if none does.
+
+        `spread`: how many times their price rounds have cost so far at worst, in joules and in seconds.
+        """
         if self.samples is not None:
             most = min(most, self.samples - drawn)
-        for left, unit in ((self.joules - spent.joules, price.joules), (self.seconds - spent.seconds, price.seconds)):
-            worst = unit * price.spread * spread
+        left_of = (self.joules - spent.joules, self.seconds - spent.seconds)
+        for left, unit, seen in zip(left_of, (price.joules, price.seconds), spread, strict=True):
+            worst = unit * price.spread * seen
             if math.isinf(left) or worst == 0:
                 continue
             first = price.passes(1) * worst
@@ -83,7 +89,7 @@ class Draw(NamedTuple):
 class Allocator(Protocol):
     """Chooses the next round."""
 
-    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: float) -> Draw | Reason:
+    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: tuple[float, float]) -> Draw | Reason:
         """The next round, or why there is none."""
         ...
 
@@ -96,7 +102,7 @@ class Looks:
     price: Price = field(default_factory=Price)
     rung: int = 0
 
-    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: float) -> Draw | Reason:
+    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: tuple[float, float]) -> Draw | Reason:
         drawn = len(tallies[self.rung]) if self.rung in tallies else 0
         size = next((s for s in self.sizes if s > drawn), None)
         fits = 0 if size is None else caps.fits(self.price, spent, drawn, size - drawn, spread)
@@ -167,7 +173,7 @@ class Eac:
             return 0.0
         return max(a.right * a.schedule.advise(tallies[rung]).p for a in self.arms if a.rung == rung)
 
-    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: float) -> Draw | Reason:
+    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: tuple[float, float]) -> Draw | Reason:
         """The best offer that the price and the caps allow."""
         worth = [o for o in self.offers(tallies) if o.gain > 0 and o.ratio >= self.least]
         if not worth:

@@ -144,11 +144,11 @@ _STAKES, _LOG_SHARES = (_NODES + 1) / 2, np.log(_WEIGHTS / 2)
 class _Bets:
     """Bets on one candidate from its first draw on: log capitals [rivals, stakes]; row 0 is for an unseen rival."""
 
-    __slots__ = ("capitals", "read", "rows")
+    __slots__ = ("capitals", "read", "rows", "start")
 
-    def __init__(self, read: int) -> None:
-        """`read`: samples of the tally that are settled already."""
-        self.read = read
+    def __init__(self, start: int) -> None:
+        """`start`: samples of the tally before the first bet."""
+        self.start = self.read = start
         self.rows: dict[str, int] = {}
         self.capitals = np.zeros((1, len(_STAKES)))
 
@@ -182,7 +182,7 @@ class WeightedCert:
     It certifies the answer of the greatest mean weighted vote E[w p(answer)], which is the mode where weights are
     independent of the answer. A weight (`Sample.weight`) may depend on its own sample and on what was known before it
     came, and is cut at `most`; a mixture over constant stakes lambda in (0, 1 / most) keeps the guarantee of
-    predictable ones. Tallies that were restarted are not for it.
+    predictable ones.
     """
 
     anytime = True
@@ -215,10 +215,10 @@ class WeightedCert:
         if book is None:
             book = self._books[tally] = {}
         bets = book.get(answer)
-        if bets is None:
+        if bets is None or bets.start < tally.restarted:
             first = tally.first(answer)
             assert first is not None
-            bets = book[answer] = _Bets(first + 1)
+            bets = book[answer] = _Bets(max(first + 1, tally.restarted))
         for sample in tally.samples[bets.read :]:
             weight = min(sample.weight, self.most) / self.most
             if weight > 0:  # NaN is not

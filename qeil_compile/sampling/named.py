@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from qeil_compile.errors import InputError
 
 from . import baselines
@@ -42,6 +44,9 @@ RULES = {
     "eac-arde": "EAC over ARDE's weighted votes; learns",
     "risk": "RISK: threshold controlled at alpha (default .01), delta .1; learns and calibrates on other questions",
 }
+#: Estimated P(the leader is the full vote's winner) at which the rules of RISK's family stop, in their order.
+BARS = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84,
+        0.8, 0.75, 0.7, 0.6, 0.5)  # fmt: skip
 _LEARNING = {"cges", "arde", "weighted-cert", "eac", "eac-arde", "risk"}
 
 
@@ -134,7 +139,7 @@ def _learned(
         return risk_selector(history, k, settings, 0.01 if value is None else value)
     reliability = None
     if name == "eac":
-        known = learned(history, k, settings)
+        known = learned(history, settings)
     else:
         reliability = reliability_of(history, settings)
         if name == "arde":
@@ -145,7 +150,7 @@ def _learned(
         if name == "weighted-cert":
             cert = WeightedCert(0.05 if value is None else value)
             return Selector(looks(settings, k), [cert], weigh=reliability, caps=settings.caps)
-        known = learned(history, k, settings, WeightedVotes(), reliability)
+        known = learned(history, settings, WeightedVotes(), reliability)
     schedule = known.tune(settings.price.passes, 0.003 if value is None else value)[1]
     arm = Arm(name, 0, settings.price, schedule)
     return Selector(Eac([arm]), weigh=reliability, choose=schedule.view.choose, caps=settings.caps)
@@ -157,16 +162,25 @@ def samples_of(history: Sequence[Recorded]) -> list[list[Sample]]:
 
 
 def learned(
-    history: Sequence[Recorded], k: int, settings: Settings, view: View | None = None, weigh: Reliability | None = None
+    history: Sequence[Recorded], settings: Settings, view: View | None = None, weigh: Reliability | None = None
 ) -> History:  # fmt: skip
-    """History of the questions with all k samples; marks where all have them and `settings.labels`."""
-    full = [r for r in history if len(r) == k]
+    """History of the questions that have as many samples as half of all have, cut to that number.
+
+    Marks are used where all have them and `settings.labels`.
+    """
+    full, k = _even(history)
     marked = settings.labels and all(r.correct is not None for r in full)
-    correct = [r.correct or () for r in full] if marked else None
-    samples = samples_of(full)
+    correct = [(r.correct or ())[:k] for r in full] if marked else None
+    samples = [of[:k] for of in samples_of(full)]
     if weigh is not None:
         samples = [[weigh.weigh(s) for s in of] for of in samples]
     return learn(samples, correct, view, seed=settings.seed)
+
+
+def _even(history: Sequence[Recorded]) -> tuple[list[Recorded], int]:
+    """Questions with at least k samples, and k: what half of the questions have."""
+    k = sorted(map(len, history))[len(history) // 2]
+    return [r for r in history if len(r) >= k], k
 
 
 def reliability_of(history: Sequence[Recorded], settings: Settings) -> Reliability:
@@ -192,17 +206,19 @@ def risk_selector(
     The family: stop where the estimated P(the leader is the full vote's winner) reaches a bar, from 1 downwards, and
     where the vote is settled. Without a bar that can be shown, only settled votes stop.
     """
+    # Logs may be sorted by difficulty; the split and the order of the tests must not know it.
+    history = [history[int(i)] for i in np.random.default_rng(settings.seed).permutation(len(history))]
     cut = max(len(history) // 3, 1)
     plan = looks(settings, k)
-    table = learn(samples_of([r for r in history[:cut] if len(r) == k]), sizes=plan.sizes, seed=settings.seed).score()
-    bars = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
+    first, even = _even(history[:cut])
+    table = learn([s[:even] for s in samples_of(first)], sizes=plan.sizes, seed=settings.seed).score()
     rest = history[cut:]
-    family = [Selector(plan, [Curtail(k), Threshold(table, bar)]) for bar in bars]
+    family = [Selector(plan, [Curtail(k), Threshold(table, bar)]) for bar in BARS]
     losses = [1 - replay(rest, s, orders=settings.orders, seed=settings.seed).agrees for s in family]
     found = control(losses, alpha, delta)
     rules: list[Rule] = [Curtail(k)]
     if found.place is not None:
-        bar = bars[found.place]
+        bar = BARS[found.place]
         note = f"alpha {alpha:g}, delta {delta:g}, P(leader wins) >= {bar:g}"
         rules.append(Threshold(table, bar, Reason.RISK, f"RISK({alpha:g})", alpha, note))
     return Selector(plan, rules, caps=settings.caps)

@@ -68,6 +68,19 @@ def plot_evidence(question: Recorded, path: Path, delta: float = 0.05, most: int
     return _write(figure, path)
 
 
+def closest(log: Sequence[Recorded]) -> Recorded:
+    """The question whose two most frequent answers are closest, among those where they hold half of the samples."""
+
+    def gap(question: Recorded) -> tuple[bool, float]:
+        tally = Tally()
+        for sample in replayed(question).samples:
+            tally.add(sample)
+        first, second = tally.lead
+        return 2 * (first + second) < len(question), (first - second) / max(first, 1)
+
+    return min(log, key=gap)
+
+
 def _figure() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from qeil_compile.errors import InputError
 
@@ -142,8 +143,6 @@ def direction(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> int
 
 def _isotonic(x: np.ndarray, y: np.ndarray, base: float, blocks: int) -> tuple[np.ndarray, np.ndarray]:
     """Rates that rise with x: means of quantile blocks, shrunk to the base by two samples, then pooled."""
-    from scipy.optimize import isotonic_regression
-
     order = np.argsort(x, kind="stable")
     parts = [p for p in np.array_split(order, min(blocks, len(order))) if len(p)]
     knots = np.array([x[p].mean() for p in parts])

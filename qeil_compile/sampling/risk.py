@@ -27,8 +27,8 @@ def binomial_p(losses: np.ndarray, alpha: float) -> float:
 def betting_p(losses: np.ndarray, alpha: float) -> float:
     """p-value of "risk > alpha" for losses in [0, 1] in an order that does not depend on them: one over the capital.
 
-    Each loss L is bet against at the stake that the losses before it suggest (Waudby-Smith and Ramdas 2024): the capital
-    prod(1 - lambda (L - alpha)) is a supermartingale where the risk exceeds alpha.
+    Each loss L is bet against at the stake that the losses before it suggest (Waudby-Smith and Ramdas 2024): the
+    capital prod(1 - lambda (L - alpha)) is a supermartingale where the risk exceeds alpha.
     """
     # A quarter of alpha, known from as many questions as show one loss at alpha, is what is expected at first.
     before = (0.25 + np.concatenate([[0.0], np.cumsum(losses)[:-1]])) / (1 / alpha + np.arange(len(losses)))
@@ -50,8 +50,8 @@ class Controlled:
 def control(losses: Sequence[np.ndarray] | np.ndarray, alpha: float = 0.01, delta: float = 0.1) -> Controlled:
     """Test a family in its order. losses: [rules, questions], in [0, 1].
 
-    Losses of 0 and 1 are tested exactly, others by betting, question after question as they stand. Raises `InputError` for losses outside [0, 1] or
-    without questions.
+    Losses of 0 and 1 are tested exactly, others by betting, question after question as they stand. Raises `InputError`
+    for losses outside [0, 1] or without questions.
     """
     check_level("alpha", alpha)
     check_level("delta", delta)

@@ -83,10 +83,12 @@ class Tally:
 
     `counts`: whole votes by answer. `since[w]`: the counts at the moment when `w` first came, that draw included, so
     that `counts[b] - since[w].get(b, 0)` counts the draws of b after it. Samples without an answer count as drawn only.
-    `weighted`: sums of weights by answer; `Sample.votes` count in place of the answer there.
+    `weighted`: sums of weights by answer; `Sample.votes` count in place of the answer there. `restarted`: samples that
+    came before evidence last started again.
     """
 
-    __slots__ = ("__weakref__", "_leader", "_places", "_runner", "counts", "places", "samples", "since", "weighted")
+    __slots__ = ("__weakref__", "_leader", "_places", "_runner", "counts", "places", "restarted", "samples", "since",
+                 "weighted")  # fmt: skip
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -97,6 +99,7 @@ class Tally:
         self._leader: str | None = None
         self._runner: str | None = None
         self._places = 0
+        self.restarted = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -128,6 +131,7 @@ class Tally:
 
         Each answer becomes a new candidate with a later place, so that the shares of delta still add up to 1.
         """
+        self.restarted = len(self.samples)
         for answer in self.places:
             self.places[answer] = self._places
             self.since[answer] = self.counts.copy()

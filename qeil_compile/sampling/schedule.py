@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from qeil_compile.errors import InputError
 
@@ -21,7 +22,7 @@ from .samples import Sample, Tally
 from .views import View, Votes
 
 #: Sizes at which a state may look, as far as the history reaches.
-SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
+SIZES = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
 #: Worths of an error, in passes, among which `History.tune` chooses.
 ERRORS = (0.5, 1, 2, 4, 7, 10, 14, 20, 28, 40, 56, 80, 110, 160, 220, 400, 1000)
 State = tuple[int, int, int]
@@ -181,17 +182,17 @@ class History:
         total = int(self.questions.max()) + 1
         half = np.random.default_rng(0).permutation(total) % 2 == 0
         parts = (self.part(half), self.part(~half)) if total > 1 else (self, self)
-        best: tuple[float, float] | None = None
-        for error in errors:
-            lost, passes = 0.0, 0.0
+        lost, passes = np.zeros(len(errors)), np.zeros(len(errors))
+        for i, error in enumerate(errors):
             for mine, other in (parts, parts[::-1]):
                 right, spent = other.follow(mine.plan(price, error), price)
                 end = other.agrees if other.marks is None else other.marks
-                lost += float((end[-1] - right).mean()) / 2
-                passes += float(spent.mean()) / 2
-            if lost <= tolerance and (best is None or passes < best[1]):
-                best = (error, passes)
-        error = best[0] if best is not None else max(errors)
+                lost[i] += float((end[-1] - right).mean()) / 2
+                passes[i] += float(spent.mean()) / 2
+        # What is lost falls with the worth of an error; a single lucky one among them must not be taken for it.
+        fit = isotonic_regression(lost, increasing=False).x
+        cheap = [i for i in np.argsort(passes, kind="stable") if fit[i] <= tolerance]
+        error = errors[int(cheap[0])] if cheap else max(errors)
         return error, self.plan(price, error)
 
 

@@ -95,7 +95,8 @@ class Inquiry:
         self.rung = 0
         self.stop: Stop | None = None
         self.temperature = selector.temperature
-        self._spread = 1.0
+        self._spread = (1.0, 1.0)
+        self._drawn_at: dict[int, float | None] = {}
 
     @property
     def tally(self) -> Tally:
@@ -113,6 +114,10 @@ class Inquiry:
         self.rung = chosen.rung
         if chosen.temperature is None and self.temperature is not None:
             chosen = chosen._replace(temperature=self._warmer())
+        if self._drawn_at.setdefault(self.rung, chosen.temperature) != chosen.temperature:
+            # Draws come from another distribution: what was evidence is none about it.
+            self.tally.restart()
+            self._drawn_at[self.rung] = chosen.temperature
         return chosen
 
     def add(self, sample: Sample) -> Stop | None:
@@ -126,9 +131,13 @@ class Inquiry:
         """Account for a round, and ask the rules that wait for its end. `expected`: its price beforehand."""
         self.spent = self.spent + cost
         self.rounds += 1
-        if expected is not None and expected.joules > 0:
+        if expected is not None:
             # Rounds that cost more than their price make the next ones be priced higher.
-            self._spread = max(self._spread, cost.joules / expected.joules)
+            joules, seconds = self._spread
+            self._spread = (
+                max(joules, cost.joules / expected.joules if expected.joules else 0.0),
+                max(seconds, cost.seconds / expected.seconds if expected.seconds else 0.0),
+            )
         return self.ask_rules()
 
     def verdict(self) -> Verdict:
@@ -177,12 +186,9 @@ class Inquiry:
         return selector.rules[0].choose(tally) if selector.rules else tally.leader
 
     def _warmer(self) -> float | None:
-        """The temperature of the next round; evidence starts again where it changes."""
+        """The temperature of the next round."""
         diversity = self.selector.diversity
         if diversity is None or self.temperature is None:
             return self.temperature
-        wanted = diversity.temperature(self.tally, self.selector.weigh, self.temperature)
-        if wanted != self.temperature:
-            self.tally.restart()
-            self.temperature = wanted
-        return wanted
+        self.temperature = diversity.temperature(self.tally, self.selector.weigh, self.temperature)
+        return self.temperature
