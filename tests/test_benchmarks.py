@@ -27,7 +27,8 @@ SMALL = {
             "transformers", "--threads", "1"],
 }
 #: Parts of benchmarks, not scripts.
-PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native", "llm_worker"}
+PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native", "llm_turns",
+         "llm_worker"}
 
 
 @pytest.mark.parametrize("name", SMALL)
