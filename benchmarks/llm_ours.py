@@ -13,12 +13,10 @@ import numpy as np
 from llm_peer import Peer
 
 from qeil_compile.api import Settings, find_target
-from qeil_compile.frontends.decoder import PROMPT
 from qeil_compile.language import (
     FAMILIES,
     DecoderSettings,
     Generation,
-    Runner,
     compile_decoder,
     load_decoder,
     open_decoder,
@@ -37,13 +35,26 @@ class Ours(Peer):
         self.runner: Any = None
         return f"qeil_compile, {', '.join(common.names())}"
 
-    def setup(self, rows: int, prompt: int, tokens: int) -> str:
-        self.runner = None
+    def _artifact(self, rows: int, prompt: int, tokens: int) -> Path:
+        return self.place / f"{self.source.name}-ours-{self.form}-{rows}-{prompt}-{tokens}.qeil"
+
+    def compile(self, rows: int, prompt: int, tokens: int) -> dict[str, Any]:
+        """Compile and save for what `setup` asks for later; what the plan counts with [B], and the seconds it took."""
+        started = time.perf_counter()
         # The form is given by name: a long text to measure its perplexity on would choose nothing.
         how = DecoderSettings(self.form, text=tuple(range(1, 33)))
         workload = Generation(prompt, tokens, samples=rows)
-        self.compiled = compile_decoder(self.source, workload, Settings(threads=self.threads), how)
-        self.runner = Runner(self.compiled)
+        compiled = compile_decoder(self.source, workload, Settings(threads=self.threads), how)
+        seconds = time.perf_counter() - started
+        compiled.save(self._artifact(rows, prompt, tokens), overwrite=True)
+        held = {n: sum(d.weight_bytes + d.arena_bytes for d in p.plan.devices) for n, p in compiled.phases.items()}
+        return {"planned": max(held.values()), "weights": compiled.weight_bytes(), "seconds": seconds, "peak": _peak()}
+
+    def setup(self, rows: int, prompt: int, tokens: int) -> str:
+        self.runner = self.session = None
+        self.runner = load_decoder(self._artifact(rows, prompt, tokens))
+        self.compiled = self.runner.compiled
+        self.compiled.threads = self.threads
         self.session = self.runner.start()
         used = {n: "+".join(s.placement for s in p.plan.stages) for n, p in self.compiled.phases.items()}
         return "; ".join(f"{n}: {places}" for n, places in used.items())
@@ -58,6 +69,7 @@ class Ours(Peer):
         return self.session.step(tokens)
 
     def job(self, prompt: list[int], samples: int, tokens: int, temperature: float, shared: bool) -> float:
+        self.begin([prompt])  # wakes the engine, as everybody's turn begins
         before = time.perf_counter()
         found = self.runner.generate([prompt], n=samples, max_tokens=tokens, temperature=temperature, ignore_eos=True)
         seconds = time.perf_counter() - before
@@ -106,21 +118,11 @@ class Ours(Peer):
         found = np.diff(np.array(stamps), axis=0)[1:]
         return float(np.median(found[:, 0])), float(np.median(found[:, 1]))
 
-    def save(self, file: str) -> dict[str, float]:
-        """Write the artifact; bytes that its plan counts with, those of its pool of memory together."""
-        self.compiled.save(file, overwrite=True)
-        held = {
-            n: sum(d.weight_bytes + d.arena_bytes for d in p.plan.devices) for n, p in self.compiled.phases.items()
-        }
-        decode = next(n for n in held if n != PROMPT)
-        return {"planned": max(held.values()), "weights": self.compiled.weight_bytes(),
-                "arena": sum(d.arena_bytes for d in self.compiled.phases[decode].plan.devices)}  # fmt: skip
-
-    def memory(self, file: str, prompt: list[int], samples: int, tokens: int) -> dict[str, float]:
-        """Peak of this process over loading an artifact and a job, and what it held before."""
+    def memory(self, prompt: list[int], samples: int, tokens: int) -> dict[str, float]:
+        """Peak [B] of this process over loading an artifact and a job, and what it held before."""
         before = _peak()
-        self.runner = load_decoder(file)
-        c = self.runner.compiled.config
+        self.setup(samples, len(prompt), tokens)
+        c = self.compiled.config
         self.job(prompt, samples, tokens, 0.8, True)
         cache = 8 * (c.layers - len(c.convolutions)) * c.kv_heads * c.head_width * (len(prompt) + tokens) * samples
         return {"before": before, "peak": _peak(), "cache": cache}

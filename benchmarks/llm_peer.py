@@ -30,6 +30,9 @@ class Peer:
         form = form or self.form
         return once(self.place / f"{self.source.name}-{kind}-{form}", lambda out: make(self.source, form, out))
 
+    def prepare(self) -> None:
+        """Make the engine's form of the checkpoint; done apart, for it takes more memory than running."""
+
     def load(self) -> str:
         """Start the engine; its version."""
         raise NotImplementedError
@@ -46,7 +49,8 @@ class Peer:
         np.save(file, (values - np.log(np.exp(values).sum())).astype(np.float32))
 
     def prefill(self, prompt: list[int]) -> float:
-        """Time of a prompt, logits of its last token included."""
+        """Time of a prompt, logits of its last token included; the first run in a turn does not count."""
+        self.begin([prompt])
         before = time.perf_counter()
         self.begin([prompt])
         return time.perf_counter() - before
@@ -65,6 +69,7 @@ class Peer:
 
     def job(self, prompt: list[int], samples: int, tokens: int, temperature: float, shared: bool) -> float:
         """Time of `samples` samples of one prompt. `shared`: the prompt runs once, which its user has to arrange."""
+        self.begin([prompt])  # not counted: a turn begins with an engine that is awake
         before = time.perf_counter()
         if shared:
             logits = np.repeat(self.begin([prompt]), samples, axis=0)

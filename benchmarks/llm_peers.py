@@ -52,6 +52,7 @@ class Transformers(Peer):
     def job(self, prompt: list[int], samples: int, tokens: int, temperature: float, shared: bool) -> float:
         if shared:
             raise Unavailable("generate runs the prompt once per sample")
+        self.begin([prompt])
         before = time.perf_counter()
         given = self.torch.tensor([prompt])
         self.model.generate(
@@ -97,6 +98,9 @@ class Ort(Peer):
 
     def _model(self) -> Path:
         return self.folder("onnx", onnx_export)
+
+    def prepare(self) -> None:
+        self._model()
 
     def load(self) -> str:
         import onnxruntime as ort
@@ -197,6 +201,9 @@ class OrtGenai(Peer):
 
     forms = ("fp32", "int8", "int4")
 
+    def prepare(self) -> None:
+        self.folder("genai", onnx_builder)
+
     def load(self) -> str:
         import onnxruntime_genai as og
 
@@ -228,6 +235,7 @@ class OrtGenai(Peer):
     def job(self, prompt: list[int], samples: int, tokens: int, temperature: float, shared: bool) -> float:
         if shared:
             raise Unavailable("it knows no samples of one prompt")
+        self.begin([prompt])
         before = time.perf_counter()
         generator = self._generator(samples, do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
         generator.append_tokens(np.asarray([prompt] * samples, np.int32))

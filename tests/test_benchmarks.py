@@ -29,7 +29,8 @@ SMALL = {
     "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
 }
 #: Parts of benchmarks, not scripts.
-PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native", "llm_worker"}
+PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native", "llm_turns",
+         "llm_worker"}
 
 
 @pytest.mark.parametrize("name", SMALL)
