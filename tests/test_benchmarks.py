@@ -29,8 +29,8 @@ SMALL = {
     "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
 }
 #: Parts of benchmarks, not scripts.
-PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native", "llm_turns",
-         "llm_worker"}
+PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native",
+         "llm_turns", "llm_worker", "selection_costs"}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -57,5 +57,4 @@ def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
 
 def test_every_benchmark_is_tested() -> None:
     scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - PARTS
-    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"common", "families", "selection_costs"}
     assert scripts == set(SMALL)

@@ -95,7 +95,7 @@ class Ladder:
     def __init__(self, looks: Sequence[Looks]) -> None:
         self.looks = list(looks)
 
-    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: float) -> Draw | Reason:
+    def next(self, tallies: Mapping[int, Tally], spent: Cost, caps: Caps, spread: tuple[float, float]) -> Draw | Reason:
         """The next round, or why there is none."""
         for looks in self.looks:
             if len(tallies.get(looks.rung, ())) < looks.sizes[-1]:
