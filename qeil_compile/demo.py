@@ -2,13 +2,14 @@
 
 The multi-device plan is forced by pins, because for a model of 1 MB one device alone is best; its stages run
 on stand-ins where a device is not here. The story is written greedily from that plan, and its tokens are
-compared with the unpartitioned model's.
+compared with the unpartitioned model's. Then the trained reasoner is compiled as a language model and asked a word
+problem that it has never seen, in rounds of samples until the verdict is in.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,14 @@ from typing import Any
 import numpy as np
 
 from .api import Compiled, Progress, Settings, aot_compile, compile_traced, load, trace
+from .asking import default_selector, open_source
 from .errors import InputError
 from .ir import Workload
+from .language import Generation, Runner, Sampling, compile_decoder
 from .models import demo_model, demo_tokenizer
+from .models.reasoner import generate, prompt, reasoner_folder
+from .sampling import Verdict
+from .sampling.source import ask
 
 #: Tokens that one run of the compiled model reads; what is behind the last token is padding.
 WINDOW = 128
@@ -56,6 +62,27 @@ def compile_demo(
 ) -> Compiled:
     """Compile the bundled model; `tokens.1` is its only free dimension. Raises `InputError`."""
     return aot_compile(demo_model(), (_tokens(workload, inputs, seed),), settings=settings, progress=progress)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A word problem, what was answered, and what the right answer is."""
+
+    question: str
+    gold: str
+    verdict: Verdict
+    placements: Sequence[str]
+
+
+def answer(progress: Progress, number: int = 0, samples: int = 20) -> Answered:
+    """Compile the reasoner for this machine, and ask it problem `number` of those held out from its training."""
+    with reasoner_folder() as folder:
+        settings = Settings(target="onnxruntime:CPU,openvino:CPU")
+        runner = Runner(compile_decoder(folder, Generation(64, 96, 8), settings, progress=progress))
+    problem = generate("test", seed=2026, index=number)
+    source = open_source([runner], Sampling(temperature=0.8, max_tokens=96), prompt)
+    verdict = ask(source, default_selector(source, samples), problem.question)
+    return Answered(problem.question, str(problem.answer), verdict, runner.compiled.placements)
 
 
 def _tokens(workload: Workload, inputs: Mapping[str, Any], seed: int) -> Any:

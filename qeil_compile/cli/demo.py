@@ -36,6 +36,15 @@ def command(
         f"{len(story.tokens) - 1} tokens, {story.tokens_per_second:.1f} tokens/s ({story.label}), {verdict} "
         "those of the unpartitioned model in torch"
     )
+    with progress() as step:
+        solved = demo.answer(step)
+    found = solved.verdict
+    say(f"a word problem that the reasoner has never seen, on {', '.join(solved.placements)}:")
+    say(solved.question)
+    say(
+        f"answer {found.answer} (right: {solved.gold}) after {found.samples} samples in {found.rounds} rounds, "
+        f"{found.cost.joules:.2f} J ({found.cost.label}); {found.reason.value}: {found.claim}"
+    )
     say(
         f"next: qeil compile demo -o demo.qeil --target {demo.PLATFORM} --objective energy; qeil explain demo.qeil; "
         "qeil devices"
