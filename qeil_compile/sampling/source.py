@@ -104,7 +104,8 @@ def ask(
     while (draw := inquiry.next()) is not None:
         price = source.price(draw.rung)
         drawn = len(inquiry.tallies.get(draw.rung, ()))
-        _run(source.draw(question, draw, drawn), inquiry, draw, price.cost(draw.size), question, verification, check)
+        flight = source.draw(question, draw, drawn)
+        _run(flight, inquiry, draw, price.cost(draw.size), question, verification, check, watch)
         if check is not None and verification is not None and verification.only_leaders and inquiry.stop is None:
             _check_leader(inquiry, question, check)
         if watch is not None:
@@ -114,7 +115,7 @@ def ask(
 
 def _run(
     flight: Round, inquiry: Inquiry, draw: Draw, expected: Cost, question: Any, verification: Verification | None,
-    check: Callable[[Any, Sample], Check | None] | None,
+    check: Callable[[Any, Sample], Check | None] | None, watch: Callable[[Inquiry], object] | None,
 ) -> None:  # fmt: skip
     """One round, from its first step to the end of its last sample."""
     caps, prune = inquiry.selector.caps, inquiry.selector.prune
@@ -132,6 +133,8 @@ def _run(
             sample = replace(waiting.pop(fed), rung=draw.rung)
             inquiry.add(sample if every is None else _checked(inquiry, question, sample, every))
             fed += 1
+            if watch is not None:
+                watch(inquiry)
         spent = inquiry.spent + flight.cost
         if flight.live and inquiry.stop is None and (spent.joules > caps.joules or spent.seconds > caps.seconds):
             _cut(inquiry, waiting)
