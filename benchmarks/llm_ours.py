@@ -19,7 +19,7 @@ from qeil_compile.language import (
     Generation,
     compile_decoder,
     load_decoder,
-    open_decoder,
+    open_language_model,
     plan_decoder,
     trace_decoder,
 )
@@ -122,15 +122,14 @@ class Ours(Peer):
         """Peak [B] of this process over loading an artifact and a job, and what it held before."""
         before = _peak()
         self.setup(samples, len(prompt), tokens)
-        c = self.compiled.config
         self.job(prompt, samples, tokens, 0.8, True)
-        cache = 8 * (c.layers - len(c.convolutions)) * c.kv_heads * c.head_width * (len(prompt) + tokens) * samples
+        cache = 4 * self.compiled.facts.cache_per_token * (len(prompt) + tokens) * samples
         return {"before": before, "peak": _peak(), "cache": cache}
 
     def plan(self, family: str, bits: int | None, target: str) -> dict[str, Any]:
         """Seconds, peak memory and operators of planning a family without weights."""
         before, started = _peak(), time.perf_counter()
-        traced = trace_decoder(open_decoder(family), Generation(512, 128, 8), "bfloat16", bits)
+        traced = trace_decoder(open_language_model(family), Generation(512, 128, 8), "bfloat16", bits)
         planned = plan_decoder(traced, find_target(target), Settings())
         return {
             "seconds": time.perf_counter() - started, "before": before, "peak": _peak(),
