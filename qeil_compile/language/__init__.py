@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qeil_compile.artifact import is_decoder_artifact
+from qeil_compile.artifact.decoder import is_decoder_artifact
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase, trace_decoder
 from qeil_compile.generation import Completion, Event, Sampling
 from qeil_compile.language.bench import Speed, StepSpeed, bench

@@ -14,7 +14,7 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from qeil_compile.artifact import PhaseUnits
+from qeil_compile.artifact.decoder import PhaseUnits
 from qeil_compile.errors import BackendError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming

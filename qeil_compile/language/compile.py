@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qeil_compile import api
-from qeil_compile.artifact import GoldenPrompt, PhaseUnits
+from qeil_compile.artifact.decoder import GoldenPrompt, PhaseUnits
 from qeil_compile.devices import Target
 from qeil_compile.errors import CapacityError, InputError, ModelError
 from qeil_compile.frontends.decoder import PROMPT, Generation, TracedDecoder, trace_decoder

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qeil_compile.artifact import DecoderContents, GoldenPrompt, PhaseUnits, Sizes, read_decoder, write_decoder
+from qeil_compile.artifact import Sizes
+from qeil_compile.artifact.decoder import DecoderContents, GoldenPrompt, PhaseUnits, read_decoder, write_decoder
 from qeil_compile.backends import backend, found_devices
 from qeil_compile.backends.base import DecoderStage
 from qeil_compile.errors import ArtifactError, BackendError, QeilError, VerificationError

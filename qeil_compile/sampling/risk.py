@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from qeil_compile.errors import InputError
 
@@ -21,7 +21,7 @@ from .certificate import check_level
 
 def binomial_p(losses: np.ndarray, alpha: float) -> float:
     """p-value of "risk > alpha" for losses of 0 and 1: P(Binomial(n, alpha) <= their sum), exact."""
-    return float(stats.binom.cdf(round(float(losses.sum())), len(losses), alpha))
+    return float(special.bdtr(round(float(losses.sum())), len(losses), alpha))
 
 
 def betting_p(losses: np.ndarray, alpha: float) -> float:
