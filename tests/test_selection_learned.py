@@ -132,6 +132,16 @@ def test_tuned_schedule_loses_no_more_than_tolerated() -> None:
     assert 1 - right.mean() <= 0.03 and passes.mean() < 0.8 * price.passes(12) and error > 0
 
 
+def test_nothing_to_save_is_one_batch() -> None:
+    # Votes that are open to the end, and samples that cost next to nothing in a batch.
+    rng = np.random.default_rng(0)
+    open_votes = [[qs.Sample(str(a)) for a in rng.integers(0, 2, 11)] for _ in range(60)]
+    price = qs.Price(0.001)
+    error, plan = qs.learn(open_votes).tune(price.passes, 0.0)
+    assert error == math.inf and plan.at(0, 0, 0).draw == 11 and plan.at(11, 6, 5).draw == 0
+    assert plan.at(0, 0, 0).passes == pytest.approx(price.passes(11))
+
+
 def test_states_that_history_has_not_seen_take_the_nearest_advice() -> None:
     plan = qs.learn([[qs.Sample("a")] * 6] * 3, sizes=(2, 4)).plan(qs.Price().passes, 10)
     assert plan.at(2, 1, 1).p == plan.at(2, 2, 0).p

@@ -9,6 +9,7 @@ of that round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -176,8 +177,8 @@ class History:
     ) -> tuple[float, Schedule]:  # fmt: skip
         """The cheapest worth of an error whose schedule loses at most `tolerance` to all samples, and that schedule.
 
-        Judged by planning on one half of the questions and following on the other, both ways. Where none is as good
-        as that, the largest worth is taken.
+        Judged by planning on one half of the questions and following on the other, both ways. Where none is as good as
+        that, or none is cheaper than all samples in one batch, that batch is the schedule, and the worth infinite.
         """
         total = int(self.questions.max()) + 1
         half = np.random.default_rng(0).permutation(total) % 2 == 0
@@ -191,9 +192,12 @@ class History:
                 passes[i] += float(spent.mean()) / 2
         # What is lost falls with the worth of an error; a single lucky one among them must not be taken for it.
         fit = isotonic_regression(lost, increasing=False).x
-        cheap = [i for i in np.argsort(passes, kind="stable") if fit[i] <= tolerance]
-        error = errors[int(cheap[0])] if cheap else max(errors)
-        return error, self.plan(price, error)
+        every = self.sizes[-1]
+        cheap = [i for i in np.argsort(passes, kind="stable") if fit[i] <= tolerance and passes[i] < price(every)]
+        if cheap:
+            error = errors[int(cheap[0])]
+            return error, self.plan(price, error)
+        return math.inf, self.plan(lambda b: price(b) if b == every else math.inf, 1e9)
 
 
 def learn(
