@@ -87,7 +87,7 @@ def _eac_rows(each: Set, log: Sequence[qs.Recorded], orders: int) -> list[dict[s
     histories = [qs.learn(named.samples_of(p), [r.correct or () for r in p], each.view) for p in parts]
 
     def ask(build: Callable[[int], qs.Selector], price: qs.Price) -> dict[str, np.ndarray]:
-        found = [qs.replay(parts[x], build(x), price, orders=orders, seed=x) for x in (0, 1)]
+        found = [qs.replay(parts[x], build(x), price, orders=orders) for x in (0, 1)]
         return {n: np.concatenate([getattr(r, n) for r in found]) for n in
                 ("right", "agrees", "samples", "rounds", "passes")}  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -73,12 +74,13 @@ def replay(
     `orders`: random orders of its samples, averaged by question; 0 is the log's own order, in which equal answers may
     stand together. Disagreement is with the vote of all samples in the same order.
     """
-    rng = np.random.default_rng(seed)
     price = price or Price()
     source = RecordedSource(dict.fromkeys(range(8), price))
     columns: list[list[float]] = []
     reasons: Counter[str] = Counter()
     for recorded in log:
+        # The orders of a question depend on its name alone: every rule is asked the same ones.
+        rng = np.random.default_rng([seed, zlib.crc32(recorded.pid.encode())])
         rows = []
         for _ in range(max(orders, 1)):
             question = replayed(recorded, rng if orders else None)
@@ -112,7 +114,7 @@ def cross_replay(
     for f in range(folds):
         mine = np.flatnonzero(fold == f)
         selector = build([log[int(i)] for i in np.flatnonzero(fold != f)])
-        parts.append((mine, replay([log[int(i)] for i in mine], selector, price, orders=orders, seed=seed + f)))
+        parts.append((mine, replay([log[int(i)] for i in mine], selector, price, orders=orders, seed=seed)))
     order = np.argsort(np.concatenate([mine for mine, _ in parts]))
     join = {n: np.concatenate([getattr(r, n) for _, r in parts])[order] for n in
             ("right", "agrees", "answered", "samples", "rounds", "passes", "joules", "seconds")}  # fmt: skip
