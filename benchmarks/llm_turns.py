@@ -193,7 +193,7 @@ class Turns:
 
     def measure(
         self, key: tuple[Any, ...], workers: dict[str, Worker], method: str, warm: dict[str, Any] | None = None,
-        **arguments: Any,
+        rounds: int = 0, **arguments: Any,
     ) -> None:  # fmt: skip
         """`rounds` turns of everybody, the order moved on by one each time. `key` is part, family, form, rows.
 
@@ -206,7 +206,7 @@ class Turns:
                 workers[name].call(method, **{**arguments, **(warm or {})})
             except PeerError:
                 continue  # its turn says why
-        for k in range(self.rounds):
+        for k in range(rounds or self.rounds):
             order = list(samples)
             for name in order[k % len(order) :] + order[: k % len(order)] if order else ():
                 time.sleep(self.rest)
