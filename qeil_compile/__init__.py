@@ -3,6 +3,7 @@
     compiled = qeil_compile.aot_compile("model.onnx")    # plan, lower, check
     compiled.save("model.qeil")
     model = qeil_compile.load("model.qeil")              # anywhere, without the model's source
+    qeil_compile.load("llm.qeil").generate("Once", n=8)  # a language model
 
     fast = qeil_compile.compile(module)                  # the same callable, running the plan
     torch.compile(module, backend="qeil")
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
         aot_compile,
         compile,  # noqa: A004
         find_target,
-        load,
         lower_plan,
         partition,
         price,
         trace,
     )
     from .ir import Workload
+    from .loading import load
 
 __all__ = ["Compiled", "Settings", "Workload", "aot_compile", "compile", "find_target", "load", "lower_plan",
            "partition", "price", "trace"]  # fmt: skip
@@ -40,6 +41,10 @@ def __getattr__(name: str) -> Any:
         from .ir import Workload
 
         return Workload
+    if name == "load":
+        from .loading import load
+
+        return load
     from . import api
 
     return getattr(api, name)

@@ -119,7 +119,8 @@ def test_options_are_scored_and_nothing_is_sampled(runner: Runner, tmp_path: Pat
     assert loaded.kind == "choice" and list(loaded.questions[0].options) == ["answer1", "answer2"]
     source = open_source([runner], DRAWS)
     result = evaluate(loaded, runner, source, default_selector(source), tmp_path / "log.jsonl")[0]
-    assert result.correct and result.samples == 0
+    assert result.correct and result.samples == 0 and result.reason == "EXACT"
+    assert result.seconds > 0 and result.joules > 0
 
 
 def test_a_text_gives_its_perplexity(runner: Runner, tmp_path: Path) -> None:

@@ -154,7 +154,10 @@ def test_scores_are_log_probabilities() -> None:
     with torch.no_grad():
         whole = torch.log_softmax(model(torch.tensor([tokens])).logits[0].double(), -1)
     expected = [float(whole[k, t]) for k, t in enumerate(tokens[1:])]
-    np.testing.assert_allclose(s.score(tokens), expected, atol=1e-5)
+    # Beside texts of other lengths.
+    found = s.score([PROMPTS[1], tokens, PROMPTS[0]])
+    assert [len(f) for f in found] == [3, 8, 6]
+    np.testing.assert_allclose(found[1], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import qeil_compile
 from qeil_compile import language
 from qeil_compile.api import Settings, find_target
 from qeil_compile.cli import main
@@ -116,7 +117,7 @@ def test_perplexity_on_tinystories(runner: Runner) -> None:
     whole = Runner(compile_decoder(STORIES, JOB, settings(target="torch:cpu")))
     tokens = [runner.tokenizer.encode(s)[:256] for s in stories]  # type: ignore[union-attr]
     found, expected = (
-        np.exp(-np.concatenate([r.session.score(t) for t in tokens]).mean()) for r in (runner, whole)
+        np.exp(-np.concatenate([r.session.score([t])[0] for t in tokens]).mean()) for r in (runner, whole)
     )
     assert found == pytest.approx(expected, rel=1e-4)
     assert 3.2 < found < 4.6
@@ -130,7 +131,8 @@ def test_an_artifact_runs_without_its_source(
     stories: CompiledDecoder, runner: Runner, tmp_path: Path, name: str
 ) -> None:
     sizes = stories.save(tmp_path / name)
-    loaded = load_decoder(tmp_path / name)
+    loaded = qeil_compile.load(tmp_path / name)
+    assert isinstance(loaded, Runner)
     assert loaded.compiled.facts == stories.facts and loaded.compiled.workload == stories.workload
     assert loaded.compiled.verify(loaded.session) < 1e-3
     expected = runner.generate(ONCE, n=2, max_tokens=12, temperature=0.8)[0]
@@ -176,9 +178,25 @@ def test_a_form_that_differs_is_refused(stories: CompiledDecoder) -> None:
     from dataclasses import replace
 
     assert stories.golden is not None
-    wrong = replace(stories, golden=replace(stories.golden, logits=stories.golden.logits[::-1].copy()))
-    with pytest.raises(VerificationError, match="logits differ"):
-        wrong.verify()
+    turned = {bits: a[::-1].copy() for bits, a in stories.golden.logits.items()}
+    with pytest.raises(VerificationError, match="prefill: logits differ"):
+        replace(stories, golden=replace(stories.golden, logits=turned)).verify()
+
+
+def test_a_step_that_differs_is_refused(stories: CompiledDecoder) -> None:
+    """The prompt's weights are right, those of the steps are not."""
+    from dataclasses import replace
+
+    phases = {n: replace(p, bits=32 if n == "prefill" else 16) for n, p in stories.phases.items()}
+    assert stories.golden is not None
+    both = replace(stories.golden, logits={32: stories.golden.logits[32], 16: stories.golden.logits[32]})
+
+    def weight(bits: int, name: str) -> np.ndarray:
+        right = stories.weight(32, name)
+        return right if bits == 32 or "feed_forward.down" not in name else right * np.float32(1.5)
+
+    with pytest.raises(VerificationError, match="decode at 4: logits differ"):
+        replace(stories, phases=phases, golden=both, weight=weight).verify()
 
 
 def test_a_decoder_goes_on_without_an_engine(stories: CompiledDecoder, runner: Runner, tmp_path: Path) -> None:

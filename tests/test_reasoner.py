@@ -18,8 +18,8 @@ from qeil_compile.models.reasoner.scenes import FRACTIONS, MULTIPLES
 
 STEP = re.compile(r"<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
 MEGABYTES = 12
-#: Of 32 held-out problems, solved greedily; the shipped model solves more.
-GREEDY_AT_LEAST = 3
+#: Of 32 held-out problems, solved greedily: the shipped model solves 6; one may turn on another machine's rounding.
+GREEDY_AT_LEAST = 5
 
 GOLDEN_QUESTION = (
     "David has 2 pencils. Wendy has 4 more than David. She buys 20 more. David has 69 more pencils than Wendy now. "

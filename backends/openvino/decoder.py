@@ -8,7 +8,8 @@ would also want their weights inside the model file.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -70,16 +71,13 @@ def prepared(payload: bytes, weights: Mapping[str, np.ndarray]) -> bytes:
     return model.SerializeToString()
 
 
-class reading:
-    """With the weights that packed matrices are made of."""
-
-    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-        self.weights = weights
-
-    def __enter__(self) -> None:
-        _reading.weights = self.weights
-
-    def __exit__(self, *error: object) -> None:
+@contextmanager
+def reading(weights: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """While a model is read: the weights that packed matrices are made of."""
+    _reading.weights = weights
+    try:
+        yield
+    finally:
         _reading.weights = {}
 
 

@@ -23,7 +23,7 @@ from qeil_compile.plan import Plan
 
 from .contents import Sizes
 from .folder import ArtifactFolder
-from .read import Tensors, check_wiring, read_manifest, read_units, refused_fields
+from .read import Tensors, check_wiring, kind_of, read_manifest, read_units, refused_fields
 from .store import Store, atomic_folder, open_store, verify_files
 
 #: Inputs that every unit may read without another one writing them.
@@ -42,10 +42,11 @@ class PhaseUnits:
 
 @dataclass(frozen=True)
 class GoldenPrompt:
-    """A prompt int64 [n], and the logits float32 [vocab] of its last token on one engine, unpartitioned."""
+    """A prompt int64 [n], and the logits float32 [vocab] of its last token on one engine, unpartitioned, by the bits of
+    each form of the weights that is used."""
 
     tokens: np.ndarray
-    logits: np.ndarray
+    logits: Mapping[int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DecoderContents:
 
 def is_decoder_artifact(path: str | Path) -> bool:
     """Whether an artifact holds a decoder. Raises `ArtifactError` where there is no artifact."""
-    return bool(read_manifest(open_store(Path(path))).get("kind") == "decoder")
+    return kind_of(path) == "decoder"
 
 
 def write_decoder(contents: DecoderContents, path: str | Path, overwrite: bool = False) -> Sizes:
@@ -119,8 +120,10 @@ def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
         "states": dict(contents.states),
         "phases": phases,
         "spares": spares,
-        "golden": None if golden is None else {n: folder.tensor(getattr(golden, n), "golden") for n in (
-            "tokens", "logits")},
+        "golden": None if golden is None else {
+            "tokens": folder.tensor(golden.tokens, "golden"),
+            "logits": [[bits, folder.tensor(a, "golden")] for bits, a in sorted(golden.logits.items())],
+        },
         "quality": list(contents.quality),
         "timings": list(contents.timings),
         "notes": list(contents.notes),
@@ -162,7 +165,8 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
     return DecoderContents(
         text(manifest["model"]), facts, workload, phases, states, lambda bits, key: arrays[bits][key],
         {n.partition("/")[2]: bytes(data) for n, data in files.items() if n.startswith("tokenizer/")},
-        None if golden is None else GoldenPrompt(tensors.array(golden["tokens"]), tensors.array(golden["logits"])),
+        None if golden is None else GoldenPrompt(
+            tensors.array(golden["tokens"]), {int(bits): tensors.array(a) for bits, a in golden["logits"]}),
         {k: text(v) for k, v in mapping(manifest["engines"]).items()}, [dict(mapping(q)) for q in manifest["quality"]],
         [dict(mapping(t)) for t in manifest["timings"]], strings(manifest["notes"]),
         {k: float(v) for k, v in mapping(manifest["seconds"]).items()}, spares,

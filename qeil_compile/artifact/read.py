@@ -30,7 +30,7 @@ def read(path: str | Path) -> Contents:
     if manifest.get("kind") != "model":
         raise ArtifactError(
             f"{store.path}: holds a {manifest.get('kind')!r:.20}, expected a model; a decoder is run by qeil run "
-            "--prompt, qeil chat and qeil_compile.load_decoder"
+            "--prompt, qeil chat and qeil_compile.load"
         )
     with refused_fields(store):
         return _contents(store, manifest)
@@ -47,6 +47,11 @@ def refused_fields(store: Store) -> Iterator[None]:
         raise ArtifactError(
             f"{store.path}: malformed field ({type(error).__name__}: {error}); compile the model again"
         ) from error
+
+
+def kind_of(path: str | Path) -> str:
+    """What an artifact holds: model or decoder. Raises `ArtifactError`."""
+    return str(read_manifest(open_store(Path(path))).get("kind"))
 
 
 def read_manifest(store: Store) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 
 from qeil_compile.errors import InputError, OutputError
+from qeil_compile.generation import Tokenizer
 from qeil_compile.language import Runner
+from qeil_compile.language.quality import perplexity, windows
 from qeil_compile.sampling.choice import choose_option
 from qeil_compile.sampling.extract import Extractor, canonical, number
 from qeil_compile.sampling.live import LiveSource
 from qeil_compile.sampling.metrics import ipj, ipw
+from qeil_compile.sampling.samples import Stop
 from qeil_compile.sampling.selector import Selector
 from qeil_compile.sampling.source import Verification, ask
 
@@ -159,44 +163,60 @@ def _answer(
     task: Task, question: Question, runner: Runner, source: LiveSource, selector: Selector,
     verification: Verification | None,
 ) -> Result:  # fmt: skip
-    if task.kind == "text":
-        return _perplexity(question, runner)
+    if task.kind == "numbers":
+        verdict = ask(source, selector, question.text, verification=verification)
+        cost = verdict.cost
+        right = verdict.answer == question.answer
+        return Result(question.pid, question.answer, verdict.answer, right, verdict.reason.value, verdict.samples,
+                      verdict.counts, cost.passes, cost.joules, cost.seconds, cost.label, verdict.note)  # fmt: skip
+    clock = _Clock(source)
     if task.kind == "choice":
-        return _choice(question, runner)
-    verdict = ask(source, selector, question.text, verification=verification)
-    cost = verdict.cost
-    right = verdict.answer == question.answer
-    return Result(question.pid, question.answer, verdict.answer, right, verdict.reason.value, verdict.samples,
-                  verdict.counts, cost.passes, cost.joules, cost.seconds, cost.label, verdict.note)  # fmt: skip
+        stop = _choice(question, runner)
+        right = stop.answer == question.answer
+        return Result(question.pid, question.answer, stop.answer, right, stop.reason.value, 0, {}, 0.0, *clock.spent(),
+                      stop.note)  # fmt: skip
+    value, note = _perplexity(question, runner)
+    return Result(question.pid, "", f"{value:.6g}", None, "TEXT", 0, {}, 0.0, *clock.spent(), note)
 
 
-def _choice(question: Question, runner: Runner) -> Result:
-    """The options' probabilities after the question: nothing is sampled."""
-    tokenizer, session = runner.tokenizer, runner.session
-    if tokenizer is None:
-        raise InputError(f"model {runner.compiled.name} has no tokenizer, which options need")
+class _Clock:
+    """Joules and seconds from now on, of the first rung: by its meter, else by the plan's mean power."""
+
+    def __init__(self, source: LiveSource) -> None:
+        self.rung = source.rungs[0]
+        self.started = time.perf_counter()
+        self.before = self.rung.meter() if self.rung.meter is not None else 0.0
+
+    def spent(self) -> tuple[float, float, str]:
+        """Joules, seconds, and how the joules were found."""
+        seconds = time.perf_counter() - self.started
+        if self.rung.meter is not None:
+            return self.rung.meter() - self.before, seconds, "measured"
+        price = self.rung.price
+        return seconds * price.joules / price.seconds, seconds, price.label
+
+
+def _tokenizer(runner: Runner) -> Tokenizer:
+    if runner.tokenizer is None:
+        raise InputError(f"model {runner.compiled.name} has no tokenizer, which a task needs")
+    return runner.tokenizer
+
+
+def _choice(question: Question, runner: Runner) -> Stop:
+    """The options' probabilities after the question, all in one pass: nothing is sampled."""
+    tokenizer, session = _tokenizer(runner), runner.session
     head = tokenizer.encode(f"Question: {question.text}\nAnswer:")
-    scores, lengths = {}, []
-    for name, text in question.options.items():
-        tail = tokenizer.encode(f" {text}", special=False)
-        scores[name] = float(session.score([*head, *tail][-session.context :])[-len(tail) :].sum())
-        lengths.append(len(tail))
-    stop, shares = choose_option(scores, lengths)
-    return Result(question.pid, question.answer, stop.answer, stop.answer == question.answer, stop.reason.value, 0,
-                  {}, 0.0, 0.0, 0.0, "measured", f"{stop.note}; {len(shares)} options")  # fmt: skip
+    tails = {name: tokenizer.encode(f" {text}", special=False) for name, text in question.options.items()}
+    found = session.score([[*head, *tail][-session.context :] for tail in tails.values()])
+    scores = {n: float(s[-len(t) :].sum()) for (n, t), s in zip(tails.items(), found, strict=True)}
+    return choose_option(scores)[0]
 
 
-def _perplexity(question: Question, runner: Runner) -> Result:
-    tokenizer, session = runner.tokenizer, runner.session
-    if tokenizer is None:
-        raise InputError(f"model {runner.compiled.name} has no tokenizer, which a text needs")
-    tokens = tokenizer.encode(question.text)
-    length = min(session.context, 512)
-    parts = [tokens[k : k + length] for k in range(0, len(tokens), length)]
-    scores = np.concatenate([session.score(p) for p in parts if len(p) > 1])
-    note = f"perplexity over {len(scores)} tokens in windows of {length}"
-    value = f"{float(np.exp(-scores.mean())):.6g}"
-    return Result(question.pid, "", value, None, "TEXT", 0, {}, 0.0, 0.0, 0.0, "measured", note)
+def _perplexity(question: Question, runner: Runner) -> tuple[float, str]:
+    """Of a text, in windows, and what it is over."""
+    texts = windows(_tokenizer(runner).encode(question.text), runner.session.context)
+    value, tokens = perplexity(runner.session, texts)
+    return value, f"perplexity over {tokens} tokens in windows of {max(map(len, texts))}"
 
 
 class _Log:

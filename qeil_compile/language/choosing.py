@@ -1,12 +1,14 @@
 """Which engine, and which form of the weights, each phase runs best on: by the clock, where the devices are here.
 
-Every candidate (the joint plan, and each placement alone, in each form of the weights) runs a prompt and some steps of
-each number of rows. A phase takes the fastest one; where two phases take different ones, moving the cache is counted.
+First every candidate (the joint plan, and each placement alone, in each form of the weights) runs a prompt and some
+steps of each number of rows, one after the other. Then the best of them, and the best mixture of them by phase, take
+turns, so that a noisy machine hits all alike. More than one engine, or form of the weights, has to be clearly faster.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,20 +25,33 @@ from qeil_compile.runtime.session import Session
 
 #: Bytes per second at which a cache is taken out of one engine and put into another, at least.
 _MOVE_RATE = 2e9
-#: Steps that are timed at most.
-_STEPS = 64
+#: Steps that are timed at most, one candidate after the other, and in each turn of the finals.
+_STEPS, _TURN_STEPS = 64, 8
+#: Rounds of the finals: at least, and at most where time is left. Threads that spin need a rest before each turn [s].
+_ROUNDS, _REST = (3, 15), 0.06
+#: What engines hold in memory, at most, in multiples of the weights; share of the free memory that finals may take.
+_COPIES, _SHARE_OF_MEMORY = 2.5, 0.8
 #: Another engine for a phase has to save this share of the whole: less is noise.
 _WORTH = 0.02
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Option:
     """One candidate: its name, and all phases on it."""
 
     name: str
     bits: int
     phases: Mapping[str, PhaseUnits]
+
+    @property
+    def pure(self) -> bool:
+        """One placement and one form of the weights for everything."""
+        return len({(u.placements, p.bits) for p in self.phases.values() for u in p.units}) == 1
+
+    def weight_bytes(self, compiled: CompiledDecoder) -> int:
+        """Bytes of the weights that it needs."""
+        return replace(compiled, phases=self.phases).weight_bytes()
 
 
 def measure(
@@ -90,39 +105,116 @@ def _least(call: Callable[[], object], seconds: float, most: int = 20) -> tuple[
     return min(times), len(times)
 
 
-def choose(
+def best_by_phase(
     compiled: CompiledDecoder, options: Sequence[Option], timings: Sequence[PhaseTiming], cache_bytes: float
-) -> tuple[dict[str, Option], float]:
-    """The option of each phase that makes the whole job shortest, and the seconds of that job.
+) -> Option:
+    """The option whose phases, each taken from one of `options`, make the whole job shortest by these timings.
 
     `cache_bytes` is what moves where a phase's option is not that of the phase before. Raises `BackendError` where no
     option ran all phases.
     """
     by = {(o.name, o.bits): o for o in options}
     seconds = {(t.candidate, t.bits, t.phase): t.seconds for t in timings}
-    names = list(compiled.phases)
-    runs = {PROMPT: 1.0}
-    runs |= {step_phase(k): share * compiled.workload.tokens for k, share in compiled.workload.shares.items()}
+    names, runs = list(compiled.phases), phase_runs(compiled.workload)
     able = [k for k in by if all((*k, n) in seconds for n in names)]
     if not able:
         raise BackendError(f"model {compiled.name}: no engine ran all phases; see the notes of the compilation")
-    best: tuple[float, tuple[tuple[str, int], ...]] | None = None
-    single = min(sum(runs[n] * seconds[(*k, n)] for n in names) for k in able)
-    for combination in product(able, repeat=len(names)):
-        total = sum(runs[n] * seconds[(*k, n)] for n, k in zip(names, combination, strict=True))
-        changes = sum(a != b for a, b in pairwise(combination))
-        total += changes * cache_bytes / _MOVE_RATE
-        # Two forms of the weights, or two engines, take twice the memory: only for what can be seen.
-        if changes and total > (1 - _WORTH) * single:
-            continue
-        if best is None or total < best[0]:
-            best = total, combination
-    assert best is not None
-    return {n: by[k] for n, k in zip(names, best[1], strict=True)}, best[0]
+
+    def total(combination: Sequence[tuple[str, int]]) -> float:
+        spent = sum(runs[n] * seconds[(*k, n)] for n, k in zip(names, combination, strict=True))
+        return spent + sum(a != b for a, b in pairwise(combination)) * cache_bytes / _MOVE_RATE
+
+    best = min(product(able, repeat=len(names)), key=total)
+    if len(set(best)) == 1:
+        return by[best[0]]
+    return Option("by phase", 0, {n: by[k].phases[n] for n, k in zip(names, best, strict=True)})
+
+
+def finalists(
+    compiled: CompiledDecoder, options: Sequence[Option], timings: Sequence[PhaseTiming], mixture: Option
+) -> list[Option]:
+    """The mixture, and the two best options as they are; fewer where they do not fit into memory side by side."""
+    whole = {(o.name, o.bits): [t for t in timings if (t.candidate, t.bits) == (o.name, o.bits)] for o in options}
+    able = [o for o in options if len(whole[o.name, o.bits]) == len(compiled.phases)]
+    able.sort(key=lambda o: job_seconds(compiled, whole[o.name, o.bits]))
+    pure = [o for o in able if o.pure][:1]
+    found: list[Option] = []
+    room = _SHARE_OF_MEMORY * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # The first one was timed as it is, whatever the memory.
+    for option in (*(pure or able[:1]), mixture, *able[:2]):
+        need = _COPIES * option.weight_bytes(compiled)
+        if all(option is not o for o in found) and (not found or need <= room):
+            found.append(option)
+            room -= need
+    return found
+
+
+def in_turns(compiled: CompiledDecoder, options: Sequence[Option], seconds: float = 10.0) -> list[PhaseTiming]:
+    """Time options against one another, all of them in memory: medians over rounds in which each has its turn."""
+    sessions = [replace(compiled, phases=o.phases).start() for o in options]
+    prompts, tokens = _job(compiled)
+    samples: dict[tuple[int, str], list[float]] = {}
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < _ROUNDS[0] or (rounds < _ROUNDS[1] and time.perf_counter() - started < seconds):
+        for turn in range(len(options)):
+            k = (turn + rounds) % len(options)
+            time.sleep(_REST)
+            for phase, spent in _turn(sessions[k], compiled.workload, prompts, tokens):
+                samples.setdefault((k, phase), []).append(spent)
+        rounds += 1
+    return [
+        PhaseTiming(options[k].name, options[k].bits, phase, float(np.median(found)), len(found))
+        for (k, phase), found in samples.items()
+    ]
+
+
+def _turn(
+    session: Session, workload: Generation, prompts: Sequence[Sequence[int]], tokens: np.ndarray
+) -> Iterator[tuple[str, float]]:
+    """Seconds of a prompt, and of steps with each number of rows: the middle of a few."""
+    before = time.perf_counter()
+    session.prefill(prompts)
+    yield PROMPT, time.perf_counter() - before
+    saved = session.save()
+    for rows in workload.shares:
+        session.restore(saved)
+        session.select(np.arange(rows) % workload.prompts)
+        times = []
+        for step in tokens[:, :rows]:
+            before = time.perf_counter()
+            session.step(step)
+            times.append(time.perf_counter() - before)
+        # The first one brings cache and weights in.
+        yield step_phase(rows), float(np.median(times[1:] or times))
+
+
+def _job(compiled: CompiledDecoder) -> tuple[list[list[int]], np.ndarray]:
+    """Prompts of the workload, and tokens of some steps int64 [steps, most rows], cut to the context."""
+    rng = np.random.default_rng(0)
+    workload, facts = compiled.workload, compiled.facts
+    steps = min(workload.tokens, _TURN_STEPS)
+    prompts = [rng.integers(0, facts.vocab, workload.prompt).tolist() for _ in range(workload.prompts)]
+    return prompts, rng.integers(0, facts.vocab, (steps, max(workload.shares)))
+
+
+def decide(
+    compiled: CompiledDecoder, options: Sequence[Option], timings: Sequence[PhaseTiming]
+) -> tuple[Option, float]:
+    """The fastest option and the seconds of the whole job; one that is not pure has to win by more than noise."""
+    seconds = {
+        o: job_seconds(compiled, [t for t in timings if (t.candidate, t.bits) == (o.name, o.bits)]) for o in options
+    }
+    best = min(options, key=lambda o: seconds[o] * (1.0 if o.pure else 1.0 + _WORTH))
+    return best, seconds[best]
+
+
+def phase_runs(workload: Generation) -> dict[str, float]:
+    """How often each phase runs in one job."""
+    return {PROMPT: 1.0} | {step_phase(k): share * workload.tokens for k, share in workload.shares.items()}
 
 
 def job_seconds(compiled: CompiledDecoder, timings: Sequence[PhaseTiming]) -> float:
     """Seconds of one prompt and all steps, of timings of one candidate."""
-    runs = {PROMPT: 1.0}
-    runs |= {step_phase(k): share * compiled.workload.tokens for k, share in compiled.workload.shares.items()}
+    runs = phase_runs(compiled.workload)
     return sum(runs[t.phase] * t.seconds for t in timings)

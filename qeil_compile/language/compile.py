@@ -1,7 +1,7 @@
 """Compile a decoder: prompt and steps planned together, the form of the weights and the engines of each phase chosen.
 
     compiled = compile_decoder("checkpoint/", Generation(prompt=256, tokens=64, samples=16))
-    compiled = compile_decoder("checkpoint/", weights="auto", perplexity_budget=0.02)
+    compiled = compile_decoder("checkpoint/", how=DecoderSettings("auto", perplexity_budget=0.02))
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ from qeil_compile.artifact.decoder import GoldenPrompt, PhaseUnits
 from qeil_compile.devices import Target
 from qeil_compile.errors import CapacityError, InputError, ModelError
 from qeil_compile.frontends.decoder import PROMPT, Generation, TracedDecoder, trace_decoder
-from qeil_compile.language.choosing import Option, choose, job_seconds, measure
-from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming, Quality
+from qeil_compile.language.choosing import (
+    Option,
+    best_by_phase,
+    decide,
+    finalists,
+    in_turns,
+    job_seconds,
+    measure,
+)
+from qeil_compile.language.compiled import CompiledDecoder, Quality
 from qeil_compile.language.files import load_files
 from qeil_compile.language.opening import open_language_model
 from qeil_compile.language.planning import PlannedDecoder, lower_phase, plan_decoder, single_plans, spare_plans
@@ -147,17 +155,18 @@ class _Compiler:
     def _golden(
         self, compiled: CompiledDecoder, traced: Mapping[int, TracedDecoder], planned: Mapping[int, PlannedDecoder]
     ) -> GoldenPrompt:
-        """What one placement alone answers to a prompt, in the form of the prompt's weights."""
-        bits = compiled.phases[PROMPT].bits
-        singles = single_plans(planned[bits].front, "latency") or {"": planned[bits].plans}
-        # Not the engine that is checked, where there is another one.
-        used = set(compiled.placements)
-        plan = next((p for n, p in singles.items() if n not in used), next(iter(singles.values())))[PROMPT]
-        units = PhaseUnits(plan, lower_phase(traced[bits], plan), bits)
-        alone = replace(compiled, phases=dict.fromkeys(compiled.phases, units))
+        """What one placement alone answers to a prompt, in each form of the weights that is used."""
         length = min(32, compiled.facts.context, self.workload.prompt)
         tokens = np.random.default_rng(0).integers(0, compiled.facts.vocab, length)
-        return GoldenPrompt(tokens, np.array(alone.start().prefill([tokens.tolist()])[0]))
+        used, logits = set(compiled.placements), {}
+        for bits in sorted({p.bits for p in compiled.phases.values()}):
+            singles = single_plans(planned[bits].front, "latency") or {"": planned[bits].plans}
+            # Not the engine that is checked, where there is another one.
+            plan = next((p for n, p in singles.items() if n not in used), next(iter(singles.values())))[PROMPT]
+            units = PhaseUnits(plan, lower_phase(traced[bits], plan), bits)
+            alone = replace(compiled, phases=dict.fromkeys(compiled.phases, units))
+            logits[bits] = np.array(alone.start().prefill([tokens.tolist()])[0])
+        return GoldenPrompt(tokens, logits)
 
     def _timed(self, name: str, call: Callable[[], Any]) -> Any:
         before = time.perf_counter()
@@ -282,46 +291,38 @@ class _Compiler:
 
         timings, refused = self._timed("measure", lambda: measure(compiled, options, say))
         self.notes += [f"{name} was left out: {reason}" for name, reason in refused.items()]
-        chosen, seconds = choose(compiled, options, timings, self._cache_bytes(compiled))
-        if len({(o.name, o.bits) for o in chosen.values()}) > 1:
-            chosen, seconds, more = self._confirmed(compiled, options, timings, chosen, seconds)
-            timings += more
+        mixture = best_by_phase(compiled, options, timings, self._cache_bytes(compiled))
+        last = finalists(compiled, options, timings, mixture)
+        chosen = last[0]
+        seconds = job_seconds(compiled, [t for t in timings if (t.candidate, t.bits) == (chosen.name, chosen.bits)])
+        if len(last) > 1:
+            self.progress("measure in turns", 0, 1)
+            more = self._timed("measure in turns", lambda: in_turns(compiled, last))
+            self.progress("measure in turns", 1, 1)
+            chosen, seconds = decide(compiled, last, more)
+            timings = [replace(t, candidate=f"{t.candidate}, in turns") for t in more] + timings
         self.progress("measure", len(options), len(options))
-        for phase, option in chosen.items():
-            planned = options[0]
-            if option is not planned:
-                self.notes.append(
-                    f"{phase}: {planned.name}, {planned.bits} bit, was planned; {option.name}, {option.bits} bit, was "
-                    "faster when measured and took its place"
-                )
+        if chosen is not options[0]:
+            self.notes.append(
+                f"{options[0].name}, {options[0].bits} bit, was planned; {_described(chosen)} was faster when measured "
+                "and took its place"
+            )
         self.notes.append(f"the whole job takes {seconds:.3f} s (measured: one prompt and "
                           f"{self.workload.tokens} steps)")  # fmt: skip
-        phases = {n: o.phases[n] for n, o in chosen.items()}
-        found = replace(compiled, phases=phases)
+        found = replace(compiled, phases=chosen.phases)
         found.timings = timings
         return found
-
-    def _confirmed(
-        self, compiled: CompiledDecoder, options: Sequence[Option], timings: Sequence[PhaseTiming],
-        chosen: Mapping[str, Option], seconds: float,
-    ) -> tuple[dict[str, Option], float, list[PhaseTiming]]:  # fmt: skip
-        """Engines side by side are not what they are alone (none may keep its threads spinning): the mixture is run as
-        it is, and the best single candidate taken if that is no slower."""
-        mixed = Option("the mixture", 0, {n: o.phases[n] for n, o in chosen.items()})
-        found, _ = self._timed("measure", lambda: measure(compiled, [mixed], lambda name: None))
-        whole = {
-            (o.name, o.bits): [t for t in timings if (t.candidate, t.bits) == (o.name, o.bits)] for o in options
-        }
-        best = min(
-            (k for k, rows in whole.items() if len(rows) == len(compiled.phases)),
-            key=lambda k: job_seconds(compiled, whole[k]),
-        )
-        alone = job_seconds(compiled, whole[best])
-        if found and job_seconds(compiled, found) < alone:
-            return dict(chosen), job_seconds(compiled, found), found
-        option = next(o for o in options if (o.name, o.bits) == best)
-        return dict.fromkeys(compiled.phases, option), alone, found
 
     def _cache_bytes(self, compiled: CompiledDecoder) -> float:
         return 4.0 * compiled.facts.cache_per_token * self.workload.prompt * self.workload.prompts
 
+
+def _described(option: Option) -> str:
+    """Its name, or what each phase runs on."""
+    if option.bits:
+        return f"{option.name}, {option.bits} bit,"
+    parts = [
+        f"{name} on {'+'.join(dict.fromkeys(s.placement for s in phase.plan.stages))} in {phase.bits} bit"
+        for name, phase in option.phases.items()
+    ]
+    return f"{', '.join(parts)},"

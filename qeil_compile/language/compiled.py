@@ -141,20 +141,36 @@ class CompiledDecoder:
         return self if k is None else replace(self, phases=self.spares[k], spares=(), timings=())
 
     def verify(self, session: Session | None = None) -> float:
-        """Largest difference of logits from the unpartitioned decoder's, as a share of their spread.
+        """Largest difference of logits from the unpartitioned decoder's, as a share of their spread: of the golden
+        prompt as a whole, and of its last token as a step of each planned number of rows.
 
         Raises `VerificationError` where it is above what rounding explains, or where there is nothing to compare with.
         """
         if self.golden is None:
             raise VerificationError(f"model {self.name}: no golden prompt to compare with; compile it again")
-        found = (session or self.start()).prefill([self.golden.tokens.tolist()])[0]
-        spread = float(self.golden.logits.max() - self.golden.logits.min()) or 1.0
-        off = float(np.abs(found - self.golden.logits).max()) / spread
-        limit = _ROUNDING if self.phases[PROMPT].bits > 8 else _ROUNDING_PACKED
+        session, tokens = session or self.start(), self.golden.tokens.tolist()
+        found = {PROMPT: np.array(session.prefill([tokens]))}
+        for rows in self.workload.shares if len(tokens) > 1 else ():
+            session.prefill([tokens[:-1]])
+            session.select(np.zeros(rows, np.int64))
+            found[step_phase(rows)] = np.array(session.step(np.full(rows, tokens[-1])))
+        return max(self._difference(name, logits) for name, logits in found.items())
+
+    def _difference(self, phase: str, logits: np.ndarray) -> float:
+        """Of each row from the golden logits. Raises `VerificationError`."""
+        assert self.golden is not None
+        bits = self.phases[phase].bits
+        if bits not in self.golden.logits:
+            raise VerificationError(f"model {self.name}, {phase}: no golden logits of {bits} bits; compile it again")
+        golden = self.golden.logits[bits]
+        spread = float(golden.max() - golden.min()) or 1.0
+        off = float(np.abs(logits - golden).max()) / spread
+        # Prompt and cache in packed weights carry their rounding into steps in others.
+        limit = _ROUNDING if min(p.bits for p in self.phases.values()) > 8 else _ROUNDING_PACKED
         if not off <= limit:
             raise VerificationError(
-                f"model {self.name}: logits differ from the unpartitioned model's by {off:.2%} of their spread, "
-                f"expected at most {limit:.2%}"
+                f"model {self.name}, {phase}: logits differ from the unpartitioned model's by {off:.2%} of their "
+                f"spread, expected at most {limit:.2%}"
             )
         return off
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qeil_compile.errors import InputError
 from qeil_compile.runtime.session import Session
 
 #: Tokens of a text that the model writes itself where none is given, and how many such texts.
@@ -29,15 +30,21 @@ def own_text(session: Session, begin: int, seed: int = 0) -> list[list[int]]:
     return texts
 
 
-def windows(tokens: Sequence[int], context: int, most: int) -> list[list[int]]:
-    """Consecutive parts of a text, each at most a context long, `most` tokens in all."""
+def windows(tokens: Sequence[int], context: int, most: int | None = None) -> list[list[int]]:
+    """Consecutive parts of a text, each at most a context long; of its first `most` tokens.
+
+    Raises `InputError` for a text too short to have a probability.
+    """
     length = min(context, 512)
-    cut = [list(tokens[k : k + length]) for k in range(0, min(len(tokens), most), length)]
-    return [c for c in cut if len(c) > 1]
+    cut = [list(tokens[k : k + length]) for k in range(0, min(len(tokens), most or len(tokens)), length)]
+    found = [c for c in cut if len(c) > 1]
+    if not found:
+        raise InputError(f"text: found {len(tokens)} tokens, expected at least 2")
+    return found
 
 
 def perplexity(session: Session, texts: Sequence[Sequence[int]]) -> tuple[float, int]:
     """e to the mean negative logarithm of the probability of a token given those before it in its text, and how many
     tokens that is over."""
-    scores = np.concatenate([session.score(text) for text in texts])
+    scores = np.concatenate([session.score([text])[0] for text in texts])
     return float(np.exp(-scores.mean())), len(scores)

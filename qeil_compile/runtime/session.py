@@ -61,7 +61,7 @@ class Session:
         return self._lengths.copy()
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Forget everything and run prompts; float32 logits [prompts, vocab] of their last tokens.
+        """Forget everything and run prompts; float32 logits [prompts, vocab] of their last tokens, valid until the next call.
 
         Raises `InputError` where there is no prompt, an empty one, one longer than the context, or a token that is
         none.
@@ -69,14 +69,15 @@ class Session:
         fresh = self._begin(prompts)
         return self._run(self._pack(prompts, fresh), fresh, (fresh - 1)[:, None, None])[:, 0]
 
-    def score(self, tokens: Sequence[int]) -> np.ndarray:
-        """Natural logarithm of the probability of each token after the first given those before it, float64 [n - 1]."""
-        fresh = self._begin([tokens])
-        take = np.arange(len(tokens), dtype=np.int64)[None, :, None]
-        logits = self._run(self._pack([tokens], fresh), fresh, take)[0, :-1].astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        chosen = logits[np.arange(len(tokens) - 1), np.asarray(tokens[1:])]
-        return np.asarray(chosen - np.log(np.exp(logits).sum(axis=1)))
+    def score(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Natural logarithms of the probability of each token after the first given those before it.
+
+        float64 [n - 1] per text of n tokens. The texts run together, and stay as live rows. Raises as `prefill` does.
+        """
+        fresh = self._begin(texts)
+        take = np.tile(np.arange(int(fresh.max()), dtype=np.int64)[None, :, None], (len(texts), 1, 1))
+        rows = self._run(self._pack(texts, fresh), fresh, take)
+        return [_scored(logits[: len(text)], text) for logits, text in zip(rows, texts, strict=True)]
 
     def select(self, rows: np.ndarray) -> None:
         """Live rows become rows[i], int64 [n]: repeats share a cache, absences drop it. Raises `InputError`."""
@@ -196,3 +197,11 @@ class Session:
             values.update(unit.run(values))
         self.tokens_run += int(fresh.sum())
         return values["logits"]
+
+
+def _scored(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """Of logits [n, vocab], each of them of the token that follows."""
+    plain = logits[:-1].astype(np.float64)
+    plain -= plain.max(axis=1, keepdims=True)
+    chosen = plain[np.arange(len(tokens) - 1), np.asarray(tokens[1:], np.int64)]
+    return np.asarray(chosen - np.log(np.exp(plain).sum(axis=1)))
