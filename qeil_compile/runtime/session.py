@@ -61,10 +61,10 @@ class Session:
         return self._lengths.copy()
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Forget everything and run prompts; float32 logits [prompts, vocab] of their last tokens, valid until the next call.
+        """Forget everything and run prompts; returns the logits of their last tokens.
 
-        Raises `InputError` where there is no prompt, an empty one, one longer than the context, or a token that is
-        none.
+        float32 [prompts, vocab], valid until the next call. Raises `InputError` where there is no prompt, an empty one,
+        one longer than the context, or a token that is none.
         """
         fresh = self._begin(prompts)
         return self._run(self._pack(prompts, fresh), fresh, (fresh - 1)[:, None, None])[:, 0]
