@@ -99,6 +99,13 @@ def kept_exactly(row: np.ndarray, sampling: Sampling, history: list[int]) -> np.
     return z
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_share_of_almost_all_leaves_top_k_as_it_is(seed: int) -> None:
+    row = logits_of(np.random.default_rng(seed), 8)
+    found = draw(row, Sampling(seed=seed, top_k=2, top_p=1 - 2**-53), [], 200)
+    assert set(found.tolist()) <= set(np.argsort(row)[-2:].tolist())
+
+
 @pytest.mark.parametrize("spread", [0.3, 2.5])
 @pytest.mark.parametrize("case", CASES[1:], ids=str)
 def test_draws_from_large_vocabularies(case: dict[str, float], spread: float, monkeypatch: pytest.MonkeyPatch) -> None:

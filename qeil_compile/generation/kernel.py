@@ -277,7 +277,10 @@ def _choose(
     if top_p < 1:
         if not raw:
             total = _weigh(x, peaks, inverse, top, least, masses)
+        floor = least
         least, kept, ties = _crossing(x, vocab, peaks, inverse, top, top_p * total, True, masses, ids, values)
+        if least < floor:  # a share close to 1, and a sum that rounding left below it
+            least, kept, ties = floor, 0, 0
         raw = False
     if min_p > 0 and np.float32(top + log(min_p)) > least:
         least, kept, ties = np.float32(top + log(min_p)), 0, 0

@@ -36,20 +36,29 @@ def interleaved(
     until cores are awake and caches hold this engine's weights. A call that is clearly slower after a round is not run
     again.
     """
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    return {name: _timing(runs.ravel()) for name, runs in by_round(calls, seconds, least, most).items()}
+
+
+def by_round(
+    calls: Mapping[str, Callable[[], object]], seconds: float, least: int = 5, most: int = 200
+) -> dict[str, np.ndarray]:
+    """What `interleaved` measures, run by run: seconds, float64 [rounds that the call took part in, runs of a turn]."""
+    samples: dict[str, list[list[float]]] = {name: [] for name in calls}
     started = time.perf_counter()
     for k in range(most):
         if k >= least and time.perf_counter() - started > seconds:
             break
         for name, call in calls.items():
-            if k and min(samples[name]) > _HOPELESS * min(float(np.median(s)) for s in samples.values()):
+            if k and np.min(samples[name]) > _HOPELESS * min(float(np.median(s)) for s in samples.values()):
                 continue
             _settle(call, len(calls) > 1)
+            turn = []
             for _ in range(_PER_TURN):
                 before = time.perf_counter()
                 call()
-                samples[name].append(time.perf_counter() - before)
-    return {name: _timing(s) for name, s in samples.items()}
+                turn.append(time.perf_counter() - before)
+            samples[name].append(turn)
+    return {name: np.array(runs) for name, runs in samples.items()}
 
 
 def _settle(call: Callable[[], object], rest: bool) -> None:
@@ -68,9 +77,9 @@ def repeated(call: Callable[[], object], runs: int) -> Timing:
         before = time.perf_counter()
         call()
         samples.append(time.perf_counter() - before)
-    return _timing(samples)
+    return _timing(np.array(samples))
 
 
-def _timing(samples: list[float]) -> Timing:
+def _timing(samples: np.ndarray) -> Timing:
     median, low, high = (float(q) for q in np.quantile(samples, [0.5, 0.1, 0.9]))
     return Timing(median, low, high, len(samples))
