@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 
 class QeilError(Exception):
@@ -46,7 +48,11 @@ class BackendError(QeilError):
 
 
 class FailoverError(QeilError):
-    """There is no plan that does without what was lost."""
+    """There is no plan that does without what was lost. `finished` are samples that had ended before."""
+
+    def __init__(self, text: str, finished: Sequence[Any] = ()) -> None:
+        super().__init__(text)
+        self.finished = list(finished)
 
 
 class InputError(QeilError):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qeil_compile import api, language
-from qeil_compile.errors import InputError
+from qeil_compile.errors import FailoverError, InputError
 from qeil_compile.plan import device_text
 
 from .console import Step, mj, ms, print_json, progress, say, table
+from .watched import Watched
 
 
 @dataclass(frozen=True)
@@ -119,27 +120,43 @@ def show(compiled: language.CompiledDecoder) -> None:
     table("compile steps (measured)", ("step", "time [s]"), [[n, f"{s:.2f}"] for n, s in compiled.seconds.items()])
 
 
-def started(artifact: Path, threads: int) -> language.Runner:
+def started(artifact: Path, threads: int, watch: Watched | None = None) -> language.Runner:
     """The artifact with its engines running."""
-    runner = language.load_decoder(artifact)
-    runner.compiled.threads = threads
+    compiled = language.CompiledDecoder.load(artifact)
+    compiled.threads = threads
+    runner = (
+        language.Runner(compiled) if watch is None
+        else language.Runner(compiled, watch.resilience, watch.log, watch.trace)
+    )  # fmt: skip
     with progress() as step:
         runner.start(lambda done, total: step("start engines", done, total))
     return runner
 
 
 def generate(
-    artifact: Path, prompts: Sequence[str], sampling: language.Sampling, threads: int, as_json: bool
+    artifact: Path, prompts: Sequence[str], sampling: language.Sampling, threads: int, as_json: bool, watch: Watched
 ) -> None:
     """Samples of each prompt. One sample of one prompt is written as it comes."""
     if not prompts:
         raise InputError(f"{artifact}: holds a language model; give a text with --prompt")
-    runner = started(artifact, threads)
+    runner = started(artifact, threads, watch)
     alone = len(prompts) == 1 and sampling.n == 1 and not as_json
     if alone:
         _write(prompts[0])
     before = time.perf_counter()
-    found = runner.generate(list(prompts), sampling, on_token=(lambda e: _write(e.text)) if alone else None)
+
+    def seen(event: language.Event) -> None:
+        if alone:
+            _write(event.text)
+        if watch.trace is not None:
+            watch.trace.instant(event.text, "tokens", sample=event.sample, token=event.token)
+
+    try:
+        found = runner.generate(list(prompts), sampling, on_token=seen)
+    except FailoverError as error:
+        for c in error.finished:
+            say(f"finished before: sample {c.sample} of prompt {c.prompt}: {c.text.strip()}")
+        raise
     seconds = time.perf_counter() - before
     tokens = sum(len(c.tokens) for samples in found for c in samples)
     label = "emulated" if runner.compiled.emulated else "measured"
@@ -158,10 +175,10 @@ def generate(
 
 def verify(artifact: Path) -> None:
     """Hashes, then the logits of the golden prompt. Raises `VerificationError`."""
-    runner = language.load_decoder(artifact)
+    compiled = language.CompiledDecoder.load(artifact)
     say(f"{artifact}: every file has the size and SHA-256 of the manifest")
-    off = runner.compiled.verify(runner.session)
-    stood_in = f"; stand-ins ran {', '.join(runner.compiled.emulated)} (emulated)" if runner.compiled.emulated else ""
+    off = compiled.verify()
+    stood_in = f"; stand-ins ran {', '.join(compiled.emulated)} (emulated)" if compiled.emulated else ""
     say(f"verified: logits agree with the unpartitioned model to {off:.1e} of their spread{stood_in}")
 
 

@@ -11,9 +11,11 @@ import typer
 
 from qeil_compile import api, language
 from qeil_compile.errors import InputError
+from qeil_compile.runtime import ResilientModel
 
 from . import arguments, decoder
 from .console import ms, print_json, progress, say, table
+from .watched import Canary, Isolate, LogFile, StageSeconds, TraceFile, Watched, watched
 
 
 def command(
@@ -34,25 +36,41 @@ def command(
     repetition_penalty: Annotated[float, typer.Option(help="Divides logits of tokens seen before.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends a sample; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
+    trace: TraceFile = None,
+    log: LogFile = None,
+    isolate: Isolate = False,
+    canary: Canary = None,
+    deadline: StageSeconds = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
-    """Run an artifact; without inputs, on the sample inputs that it holds."""
-    if language.is_decoder_artifact(artifact):
-        sampling = language.Sampling(
-            repetition_penalty, temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop or ()), n=samples
-        )
-        decoder.generate(artifact, prompt or [], sampling, threads, as_json)
-        return
+    """Run an artifact; without inputs, on the sample inputs that it holds. A stage that fails is replaced."""
+    with watched(trace, log, isolate, canary, deadline) as watch:
+        if language.is_decoder_artifact(artifact):
+            sampling = language.Sampling(
+                repetition_penalty, temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop or ()), n=samples
+            )
+            decoder.generate(artifact, prompt or [], sampling, threads, as_json, watch)
+            return
+        _run_arrays(artifact, input or [], inputs, output, overwrite, repeat, threads, prompt, as_json, watch)
+
+
+def _run_arrays(
+    artifact: Path, values_given: list[str], inputs: Path | None, output: Path | None, overwrite: bool, repeat: int,
+    threads: int, prompt: list[str] | None, as_json: bool, watch: Watched,
+) -> None:  # fmt: skip
     if prompt:
         raise InputError(f"{artifact}: holds no language model, which --prompt is for; give --input or --inputs")
     if output is not None:
         arguments.check_file(output, ".npz", overwrite)
-    given = arguments.arrays(input or [], inputs)
+    given = arguments.arrays(values_given, inputs)
     compiled = api.load(artifact)
     compiled.threads = threads
     with progress() as step:
-        compiled.start(lambda done, total: step("start engines", done, total))
-        values, timing = compiled.timed(given or compiled.golden.inputs, repeat)
+        model = ResilientModel(
+            compiled, watch.resilience, watch.log, watch.trace,
+            progress=lambda done, total: step("start engines", done, total),
+        )  # fmt: skip
+        values, timing = model.timed(given or compiled.golden.inputs, repeat)
     if output is not None:
         arguments.write_npz(output, values)
     label = "emulated" if compiled.emulated else "measured"

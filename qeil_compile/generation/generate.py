@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from qeil_compile.errors import InputError
+from qeil_compile.errors import FailoverError, InputError
 
 from .batch import Batch, Completion, Event, Prompt, encode_prompts
 from .protocol import DecoderSession, Tokenizer
@@ -20,14 +20,20 @@ def generate(
 
     Prompts (text, or token numbers) are decoded together, in batches of at most `max_rows` rows; samples do not depend
     on `max_rows`. Where one prompt has more samples than that it runs once for each batch of them. `on_token` is called
-    with each event as it comes. Raises `InputError` before anything runs, `GenerationError` where the model fails.
+    with each event as it comes. Raises `InputError` before anything runs, `GenerationError` where the model fails,
+    `FailoverError` where it can run nowhere any more; samples that had ended by then are in its `finished`.
     """
     results: list[list[Completion]] = [[] for _ in prompts]
     for batch in batches(session, tokenizer, prompts, sampling, max_rows):
-        while batch.live:
-            for event in batch.step():
-                if on_token is not None:
-                    on_token(event)
+        try:
+            while batch.live:
+                for event in batch.step():
+                    if on_token is not None:
+                        on_token(event)
+        except FailoverError as error:
+            ended = [c for c in batch.rows if c.finish_reason not in (None, "cancelled")]
+            error.finished = [c for samples in results for c in samples] + ended
+            raise
         for completion in batch.rows:
             results[completion.prompt].append(completion)
     return results

@@ -20,7 +20,9 @@ from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.models.decoder import DecoderFacts
 from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
-from qeil_compile.runtime.failover import spare_for
+from qeil_compile.runtime.failover import names_used, spare_for
+from qeil_compile.runtime.guard import Guard
+from qeil_compile.runtime.isolation import IsolatedStage
 from qeil_compile.runtime.resolve import Resolved, resolve
 from qeil_compile.runtime.session import Session
 
@@ -72,6 +74,7 @@ class CompiledDecoder:
     threads: int = 0
     #: Phases of each spare plan.
     spares: Sequence[Mapping[str, PhaseUnits]] = ()
+    _without: dict[int, CompiledDecoder] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def target(self) -> str:
@@ -127,7 +130,7 @@ class CompiledDecoder:
 
     def without(self, *lost: str) -> CompiledDecoder:
         """The decoder without placements ("openvino:CPU"), devices ("gpu") or engines ("openvino"); itself where it
-        uses nothing of what is lost. Nothing is started.
+        uses nothing of what is lost. Nothing is started; it is the same object each time.
 
         Raises `FailoverError` where no plan does without it, and why; `InputError` for a name that is unknown.
         """
@@ -138,7 +141,9 @@ class CompiledDecoder:
         plans = [p.plan for p in self.phases.values()]
         spares = tuple(whole([p.plan for p in spare.values()]) for spare in self.spares)
         k = spare_for(replace(whole(plans), spares=spares), {}, lost)
-        return self if k is None else replace(self, phases=self.spares[k], spares=(), timings=())
+        if k is None:
+            return self
+        return self._without.setdefault(k, replace(self, phases=self.spares[k], spares=(), timings=()))
 
     def verify(self, session: Session | None = None) -> float:
         """Largest difference of logits from the unpartitioned decoder's, as a share of their spread: of the golden
@@ -174,8 +179,13 @@ class CompiledDecoder:
             )
         return off
 
-    def start(self, progress: Progress = lambda done, total: None) -> Session:
-        """Compile the units on their engines. Raises `BackendError` naming the stage."""
+    def start(
+        self, progress: Progress = lambda done, total: None, guard: Guard | None = None, isolate: bool = False
+    ) -> Session:
+        """Compile the units on their engines, under watch of `guard`, in processes of their own with `isolate`.
+
+        Raises `BackendError` naming the stage.
+        """
         where = self.resolved()
         exclusive = len({p.partition(":")[0] for p in self.placements}) == 1
         known: dict[tuple[object, ...], DecoderStage] = {}
@@ -186,7 +196,10 @@ class CompiledDecoder:
             for unit in phase.units:
                 key = (unit.placements, phase.bits, hashlib.sha256(unit.program.payload).digest())
                 if key not in known:
-                    known[key] = self._start(unit, phase.bits, where, exclusive)
+                    stage = self._start(unit, phase.bits, where, exclusive, isolate)
+                    if guard is not None:
+                        stage = guard.decoder(stage, unit.placements, f"{name}, unit {len(started.get(name, ()))}")
+                    known[key] = stage
                 started.setdefault(name, []).append(known[key])
                 done += 1
                 progress(done, total)
@@ -211,7 +224,23 @@ class CompiledDecoder:
                 for key in unit.program.weights.values():
                     forget_pages(self.weight(phase.bits, key))
 
-    def _start(self, unit: LoweredUnit, bits: int, where: Mapping[str, Resolved], exclusive: bool) -> DecoderStage:
+    def start_guarded(self, guard: Guard, isolate: bool, progress: Progress) -> Session:
+        """Compile the units on their engines, each under watch (see `runtime.resilient`)."""
+        return self.start(progress, guard, isolate)
+
+    def check(self, running: Session) -> None:
+        """Run the golden prompt, if there is one. Raises `VerificationError`."""
+        if self.golden is not None:
+            self.verify(running)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the placements, devices and engines that the plans use."""
+        return names_used(s for p in self.phases.values() for s in p.plan.stages)
+
+    def _start(
+        self, unit: LoweredUnit, bits: int, where: Mapping[str, Resolved], exclusive: bool, isolate: bool
+    ) -> DecoderStage:
         program, place = unit.program, where[unit.placements[0]]
         states = {n: self.states[n] for n in program.inputs if n in self.states}
         arrays = {n: _computed(self.weight(bits, key)) for n, key in program.weights.items()}
@@ -219,8 +248,9 @@ class CompiledDecoder:
         compile_decoder = getattr(engine, "compile_decoder", None)
         if compile_decoder is None:
             raise BackendError(f"stage {unit.stages[0]}: {place.engine} runs no decoders; plan for another engine")
+        settings = (program, states, arrays, place.device, exclusive, self.threads)
         try:
-            stage: DecoderStage = compile_decoder(program, states, arrays, place.device, exclusive, self.threads)
+            stage: DecoderStage = IsolatedStage(place.engine, *settings) if isolate else compile_decoder(*settings)
         except QeilError as error:
             raise BackendError(f"stage {unit.stages[0]} cannot be compiled: {error}") from error
         return stage

@@ -17,27 +17,41 @@ from qeil_compile.errors import InputError
 from qeil_compile.generation import Completion, Event, Sampling, Tokenizer, generate, stream
 from qeil_compile.language.compiled import CompiledDecoder
 from qeil_compile.language.files import load_files
-from qeil_compile.runtime.session import Session
+from qeil_compile.runtime.decisions import DecisionLog
+from qeil_compile.runtime.guard import Recorder, Where
+from qeil_compile.runtime.resilience import Resilience
+from qeil_compile.runtime.resilient import ResilientSession, TaintedError
 
 #: Text, token numbers, or messages of a conversation with `role` and `content`.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 class Runner:
-    """Generation with one compiled decoder. Engines start on first use; calls from several threads take turns."""
+    """Generation with one compiled decoder. Engines start on first use; calls from several threads take turns.
 
-    def __init__(self, compiled: CompiledDecoder) -> None:
+    When an engine or a device fails, a failover plan takes over and generation goes on with the same tokens (see
+    `runtime.resilient`). What was decided is in `log`; `recorder` is told of each call of a stage. `avoided` and
+    `shares` say which devices should rest (see `runtime.monitor`).
+    """
+
+    def __init__(
+        self, compiled: CompiledDecoder, resilience: Resilience | None = None, log: DecisionLog | None = None,
+        recorder: Recorder | None = None, shares: Callable[[Where], float] = lambda where: 1.0,
+        avoided: Callable[[], Sequence[str]] = tuple,
+    ) -> None:  # fmt: skip
         self.compiled = compiled
+        self.log = log or DecisionLog()
+        self._resilient = (resilience, self.log, recorder, shares, avoided)
         self._lock = threading.Lock()
 
     @cached_property
-    def session(self) -> Session:
-        """The engines with their cache. Raises `BackendError`."""
-        return self.compiled.start()
+    def session(self) -> ResilientSession:
+        """The engines with their cache. Raises `FailoverError` where no plan can be started, and why."""
+        return self.start()
 
-    def start(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Session:
-        """Start the engines now."""
-        self.__dict__["session"] = session = self.compiled.start(progress)
+    def start(self, progress: Callable[[int, int], None] = lambda done, total: None) -> ResilientSession:
+        """Start the engines now. Raises as `session` does."""
+        self.__dict__["session"] = session = ResilientSession(self.compiled, *self._resilient, progress)
         return session
 
     @cached_property
@@ -52,20 +66,29 @@ class Runner:
         """Samples of each prompt, `Sampling.n` each; `fields` are those of `Sampling`, in place of `sampling`.
 
         A prompt runs once and its samples share its cache. The text of a sample depends on the seed and its number, not
-        on what runs beside it. Raises `InputError` before anything runs.
+        on what runs beside it. Where golden inputs are checked and come out wrong, the job runs again by another plan,
+        and `on_token` hears of all its tokens anew. Raises `InputError` before anything runs, `FailoverError` when
+        no plan is left, with the samples that had ended in `finished`.
         """
         with self._lock:
             encoded = self._encode(prompts)
             settings = _settings(sampling, fields)
-            return generate(
-                self.session, self.tokenizer, encoded, settings, on_token=on_token, max_rows=max_rows
-            )  # fmt: skip
+            while True:
+                try:
+                    found = generate(
+                        self.session, self.tokenizer, encoded, settings, on_token=on_token, max_rows=max_rows
+                    )  # fmt: skip
+                    self.session.trusted()
+                    return found
+                except TaintedError:
+                    # Another plan runs now; the samples depend on the seed alone, so they are the same ones.
+                    self.log.record("again", self.compiled.name, reason="tokens since the last check may be wrong")
 
     def stream(
         self, prompts: Prompt | Sequence[Prompt], sampling: Sampling | None = None, *, max_rows: int | None = None,
         **fields: Any,
     ) -> Iterator[Event]:  # fmt: skip
-        """The events of `generate` as they come."""
+        """The events of `generate` as they come. Raises `TaintedError` where golden inputs come out wrong."""
         with self._lock:
             encoded = self._encode(prompts)
             yield from stream(self.session, self.tokenizer, encoded, _settings(sampling, fields), max_rows=max_rows)

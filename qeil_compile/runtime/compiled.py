@@ -22,8 +22,9 @@ from qeil_compile.plan import Plan
 from .compare import Difference, compare
 from .executor import Executor, build_executor, compile_unit
 from .explain import Explanation, explain
-from .failover import spare_for
-from .measure import Timing, interleaved, repeated
+from .failover import names_used, spare_for
+from .guard import Guard
+from .measure import Timing, interleaved
 from .resolve import Resolved, resolve
 
 
@@ -97,6 +98,33 @@ class Compiled:
             self.units, self.weight, self.resolved, self.graph.inputs, self.graph.outputs, progress, self.threads
         )
         return executor
+
+    def start_guarded(self, guard: Guard, isolate: bool, progress: Callable[[int, int], None]) -> Executor:
+        """Compile every unit on its engine, each under watch (see `runtime.resilient`)."""
+        self.__dict__["executor"] = executor = build_executor(
+            self.units, self.weight, self.resolved, self.graph.inputs, self.graph.outputs, progress, self.threads,
+            guard, isolate,
+        )  # fmt: skip
+        return executor
+
+    def check(self, running: Executor) -> None:
+        """Run the golden inputs, if there are any, on what `start_guarded` returned. Raises `VerificationError`."""
+        if self.golden.outputs:
+            arrays = [np.asarray(self.golden.inputs[n]) for n in self.graph.inputs]
+            found = dict(zip(self.graph.outputs, running(arrays), strict=True))
+            wrong = [d for n, e in self.golden.outputs.items() if not (d := compare(n, found[n], e)).ok]
+            if wrong:
+                raise VerificationError(f"model {self.graph.name}: output {wrong[0].as_text()}")
+
+    @property
+    def placements(self) -> list[str]:
+        """What the plan uses, each once."""
+        return list(dict.fromkeys(s.placement for s in self.plan.stages))
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the placements, devices and engines that the plan uses."""
+        return names_used(self.plan.stages)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Arrays by input name to arrays by output name. Raises `InputError`, `BackendError`."""
@@ -209,11 +237,6 @@ class Compiled:
             arrays = [np.asarray(compiled.golden.inputs[n]) for n in compiled.graph.inputs]
             calls[name] = lambda run=compiled.executor, a=arrays: run(a)  # type: ignore[misc]
         return interleaved(calls, seconds)
-
-    def timed(self, inputs: Mapping[str, Any], runs: int = 1) -> tuple[dict[str, np.ndarray], Timing]:
-        """Outputs of one run, and the timing of `runs` further ones. Raises `InputError`, `BackendError`."""
-        outputs = self.run(inputs)
-        return outputs, repeated(lambda: self.run(inputs), runs)
 
     def explain(self) -> Explanation:
         """Which operator goes where, why not elsewhere, and what each boundary costs."""

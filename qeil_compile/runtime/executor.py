@@ -18,6 +18,9 @@ from qeil_compile.backends import Executable, backend
 from qeil_compile.errors import ArtifactError, BackendError, QeilError, TargetError
 from qeil_compile.passes.lower import LoweredUnit
 
+from .faults import StageFault
+from .guard import Guard
+from .isolation import IsolatedExecutable
 from .resolve import Resolved
 
 Progress = Callable[[int, int], None]
@@ -85,6 +88,8 @@ class Executor:
         step = self._steps[k]
         try:
             produced = step.run([values[r] for r in step.reads])
+        except StageFault:
+            raise
         except BackendError as error:
             raise BackendError(f"unit {k} on {step.where}: {error}") from error
         for slot, value in zip(step.writes, produced, strict=True):
@@ -139,10 +144,13 @@ def build_executor(
     outputs: Sequence[str],
     progress: Progress = lambda done, total: None,
     threads: int = 0,
+    guard: Guard | None = None,
+    isolate: bool = False,
 ) -> Executor:
     """Compile every unit on its engine and wire them up; `threads` as in `Backend.compile`.
 
-    Raises `BackendError`, never falls back.
+    Calls are under watch of `guard`; engines are in processes of their own with `isolate`. Raises `BackendError`,
+    never falls back.
     """
     slot = {name: i for i, name in enumerate(inputs)}
     last = {name: k for k, u in enumerate(units) for name in u.program.inputs}
@@ -150,7 +158,9 @@ def build_executor(
     steps: list[_Step] = []
     exclusive = len({u.engine for u in units}) == 1
     for k, unit in enumerate(units):
-        run = compile_unit(unit, weights, resolved, exclusive, threads)
+        run = compile_unit(unit, weights, resolved, exclusive, threads, isolate)
+        if guard is not None:
+            run = guard.executable(run, unit.placements, f"unit {k}")
         for name in unit.program.outputs:
             slot.setdefault(name, len(slot))
             shares[name] = bool(getattr(run, "shares_outputs", False))
@@ -179,6 +189,7 @@ def compile_unit(
     resolved: Mapping[str, Resolved],
     exclusive: bool = True,
     threads: int = 0,
+    isolate: bool = False,
 ) -> Executable:
     """The unit's executable. Raises `BackendError` naming the stage."""
     places = [resolved[p] for p in unit.placements]
@@ -189,6 +200,8 @@ def compile_unit(
     arrays = {name: weights(key) for name, key in program.weights.items()}
     device = places[0].device
     try:
+        if isolate:
+            return IsolatedExecutable(places[0].engine, program, arrays, device, exclusive, threads)
         return backend(places[0].engine).compile(program, arrays, device, exclusive, threads)
     except (ArtifactError, TargetError):
         raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from qeil_compile.errors import FailoverError, InputError
 from qeil_compile.passes.choice import parse_choice
-from qeil_compile.plan import Plan
+from qeil_compile.plan import Plan, Stage
 
 
 def spare_for(plan: Plan, costs: Mapping[str, Any], lost: Sequence[str]) -> int | None:
@@ -34,6 +34,11 @@ def spare_for(plan: Plan, costs: Mapping[str, Any], lost: Sequence[str]) -> int 
     if fit:
         return min(fit, key=lambda k: wanted.value(plan.spares[k].objectives, plan.objectives))
     raise FailoverError(f"model {plan.model}: no plan without {', '.join(lost)} ({_why(plan, gone)})")
+
+
+def names_used(stages: Iterable[Stage]) -> frozenset[str]:
+    """Placements, devices and engines of stages."""
+    return frozenset(n for s in stages for n in (s.placement, s.device, s.placement.partition(":")[0]))
 
 
 def _uses(plan: Plan, placements: Collection[str]) -> bool:

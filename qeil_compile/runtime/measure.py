@@ -13,8 +13,9 @@ _PER_TURN = 2
 _REST_SECONDS = 0.06
 #: A core that slept takes some milliseconds until it is back at its speed.
 _WARM_SECONDS = 6e-3
-#: A call whose best run is this many times the leader's median is no rival; more rounds would only cost time.
-_HOPELESS = 2.0
+#: A call whose best run in this many rounds is so many times the leader's median is no rival; more rounds would only
+#: cost time.
+_TRIALS, _HOPELESS = 3, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ def interleaved(
     """Time each call in turn, round after round, for about `seconds` in all but at least `least` rounds.
 
     A turn begins with a rest, until no thread of the engine before spins any more, and with calls that are not counted,
-    until cores are awake and caches hold this engine's weights. A call that is clearly slower after a round is not run
-    again.
+    until cores are awake and caches hold this engine's weights. A call that is clearly slower after some rounds is
+    not run again.
     """
     return {name: _timing(runs.ravel()) for name, runs in by_round(calls, seconds, least, most).items()}
 
@@ -49,7 +50,7 @@ def by_round(
         if k >= least and time.perf_counter() - started > seconds:
             break
         for name, call in calls.items():
-            if k and np.min(samples[name]) > _HOPELESS * min(float(np.median(s)) for s in samples.values()):
+            if k >= _TRIALS and np.min(samples[name]) > _HOPELESS * min(float(np.median(s)) for s in samples.values()):
                 continue
             _settle(call, len(calls) > 1)
             turn = []

@@ -11,7 +11,7 @@ where the units of two phases are not the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +120,11 @@ class Session:
             unit.load({n: saved.states[n] for n in unit.states})
         self._lengths, self._mask = saved.lengths.copy(), saved.mask.copy()
 
+    def adopt(self, saved: SavedRows) -> None:
+        """The rows that another session of the same model saved are the live ones."""
+        self._units, self._lengths, self._mask = saved.units, saved.lengths.copy(), saved.mask.copy()
+        self._hand_over(self._serving(len(self._lengths)), lambda unit: {n: saved.states[n] for n in unit.states})
+
     # ---- inside
 
     def _begin(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -152,8 +157,13 @@ class Session:
 
     def _move(self, units: list[DecoderStage]) -> None:
         """Hand the cache over to the units that run next, where they are others."""
-        if units is self._units:
-            return
+        if units is not self._units:
+            self._hand_over(units, lambda unit: unit.export())
+
+    def _hand_over(
+        self, units: list[DecoderStage], states_of: Callable[[DecoderStage], Mapping[str, np.ndarray]]
+    ) -> None:
+        """`states_of` gives the states of a unit that is left."""
         leaving = {id(u) for u in self._units}
         # Padding stands elsewhere in engines of two kinds: then those that stay take their cache anew as well.
         ragged = not self._mask.all()
@@ -163,7 +173,7 @@ class Session:
             found: dict[str, np.ndarray] = {}
             for unit in self._units:
                 if wanted.intersection(unit.states):
-                    found |= {n: self._compacted(a, unit.compact) for n, a in unit.export().items()}
+                    found |= {n: self._compacted(a, unit.compact) for n, a in states_of(unit).items()}
             if ragged:
                 self._mask = (np.arange(self._mask.shape[1]) < self._lengths[:, None]).astype(np.int64)
             for unit in there:

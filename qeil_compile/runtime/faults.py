@@ -1,0 +1,175 @@
+"""Faults of engines and devices, and the watch over each call of a stage.
+
+A call runs on a thread of its own while the caller waits for it with a deadline: an engine that hangs cannot be
+interrupted, but it can be left behind. Results that are not finite are a fault like an error.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+
+from qeil_compile.errors import BackendError, QeilError
+
+T = TypeVar("T")
+
+
+class FaultKind(StrEnum):
+    """What went wrong with a stage."""
+
+    RAISED = "raised"  # the engine reported an error
+    NOT_FINITE = "not finite"  # NaN or infinity in what it computed
+    HUNG = "hung"  # no answer until the deadline
+    DIED = "died"  # its process ended
+    MEMORY = "out of memory"
+    LOST = "lost"  # its device has gone
+    WRONG = "wrong"  # golden inputs give other outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. `seconds` is what passed from the start of the call until it was known."""
+
+    kind: FaultKind
+    placements: tuple[str, ...]
+    detail: str
+    seconds: float = 0.0
+
+    def as_text(self) -> str:
+        """`openvino:CPU hung: no answer after 2.0 s`."""
+        return f"{'+'.join(self.placements)} {self.kind}: {self.detail}"
+
+
+class StageFault(BackendError):
+    """A stage that can no longer be trusted; `fault` says why."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.as_text())
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """How long a call may take: `factor` times what calls like it took so far, at least `least` [s].
+
+    Before any call of its kind it has `first` seconds: engines compile kernels and pack weights in it.
+    """
+
+    factor: float = 20.0
+    least: float = 10.0
+    first: float = 300.0
+
+    def seconds(self, expected: float | None) -> float:
+        """For a call that should take so long; None where nothing is known."""
+        return self.first if expected is None else max(self.least, self.factor * expected)
+
+
+class Watch:
+    """Runs calls one after the other on a thread that is left behind when one does not come back."""
+
+    def __init__(self) -> None:
+        self._worker: _Worker | None = None
+        self._lock = threading.Lock()
+
+    def call(self, function: Callable[[], T], seconds: float) -> T:
+        """The result of `function`, or what it raised; `TimeoutError` when there is none after `seconds`."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = _Worker()
+                self._worker.start()
+            job = self._worker.submit(function)
+            if not job.done.acquire(timeout=seconds):
+                # It may come back some time; nobody waits for it then, and the thread ends.
+                self.close()
+                raise TimeoutError
+        if job.error is not None:
+            raise job.error
+        return job.result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the thread, or leave it behind."""
+        if self._worker is not None:
+            self._worker.leave()
+            self._worker = None
+
+
+class _Job:
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+
+class _Worker(threading.Thread):
+    """Waits for jobs. Locks are the cheapest hand-over between two threads."""
+
+    def __init__(self) -> None:
+        super().__init__(name="qeil-watch", daemon=True)
+        self._ready = threading.Lock()
+        self._ready.acquire()
+        self._job: _Job | None = None
+        self._left = False
+
+    def submit(self, function: Callable[[], Any]) -> _Job:
+        job = self._job = _Job(function)
+        self._ready.release()
+        return job
+
+    def leave(self) -> None:
+        self._left = True
+        if self._ready.locked():
+            self._ready.release()
+
+    def run(self) -> None:
+        while True:
+            self._ready.acquire()
+            job, self._job = self._job, None
+            if job is None:
+                return
+            try:
+                job.result = job.function()
+            except BaseException as error:
+                job.error = error
+            job.done.release()
+            del job  # what the call held must not wait for the next one
+            if self._left:
+                return
+
+
+def fault_of(error: BaseException, placements: tuple[str, ...], seconds: float) -> Fault:
+    """The fault behind what a call raised."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, TimeoutError) and not str(error):
+        return Fault(FaultKind.HUNG, placements, f"no answer after {seconds:.2f} s", seconds)
+    if isinstance(error, MemoryError) or any(word in text.lower() for word in _MEMORY):
+        return Fault(FaultKind.MEMORY, placements, text, seconds)
+    if any(word in text.lower() for word in _LOST):
+        return Fault(FaultKind.LOST, placements, text, seconds)
+    kind = FaultKind.DIED if isinstance(error, (EOFError, ConnectionError)) else FaultKind.RAISED
+    detail = text if isinstance(error, QeilError) else f"{type(error).__name__}: {text}"
+    return Fault(kind, placements, detail, seconds)
+
+
+#: Words of engines and drivers for memory that is not there, and for devices that have gone.
+_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "cannot allocate memory", "outofmemory")
+_LOST = ("gpu is lost", "device lost", "device removed", "fallen off the bus", "no cuda-capable device")
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite; sums carry NaN and infinity, and are cheaper than a look at each."""
+    if array.dtype.kind not in "fV" or not array.size:
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if array.dtype.kind == "f" and math.isfinite(float(array.sum())):
+            return True
+        return bool(np.isfinite(array.astype(np.float32)).all())
+
+

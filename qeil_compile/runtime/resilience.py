@@ -1,0 +1,236 @@
+"""What keeps a model running when engines and devices do not: the loss of placements, and the plan that takes over.
+
+`Resilience` are the settings. `Standby` holds what is lost, and starts the plan that does without it; what runs on top
+of it (`resilient`) knows how to go on from where the fault was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from qeil_compile.errors import BackendError, FailoverError, InputError, VerificationError
+
+from .decisions import DecisionLog
+from .faults import Deadline, Fault, FaultKind, StageFault
+from .guard import Guard, Recorder, Where
+
+Running = TypeVar("Running")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resilience:
+    """Settings.
+
+    `isolate`: engines run in processes of their own. `canary`: seconds between two checks of the golden inputs, of
+    which the first is at the start; infinite: never. `retry`: seconds until a lost placement is tried again; each
+    further loss of it doubles them. Raises `InputError` for times that are negative.
+    """
+
+    deadline: Deadline = field(default_factory=Deadline)
+    isolate: bool = False
+    canary: float = math.inf
+    retry: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("canary", "retry"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name}: found {getattr(self, name)} s, expected a time from 0")
+
+
+class Variants(Protocol[Running]):
+    """A compiled model with failover plans: `Compiled` and `CompiledDecoder`."""
+
+    @property
+    def placements(self) -> Sequence[str]:
+        """What its plan uses."""
+        ...
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the placements, devices and engines that its plan uses."""
+        ...
+
+    def without(self, *lost: str) -> Any:
+        """The model by a plan that does without these. Raises `FailoverError`, `InputError`."""
+        ...
+
+    def start_guarded(self, guard: Guard, isolate: bool, progress: Progress) -> Running:
+        """Compile its stages on their engines, each under watch. Raises `BackendError`."""
+        ...
+
+    def check(self, running: Running) -> None:
+        """Run the golden inputs, if there are any. Raises `VerificationError`, `BackendError`."""
+        ...
+
+
+@dataclass
+class _Loss:
+    fault: Fault
+    time: float
+
+
+class Standby(Generic[Running]):
+    """One model of which some plan runs. `running` is that plan's engines."""
+
+    def __init__(
+        self, model: Variants[Running], settings: Resilience | None = None, log: DecisionLog | None = None,
+        recorder: Recorder | None = None, shares: Callable[[Where], float] = lambda where: 1.0,
+        clock: Callable[[], float] = time.monotonic, progress: Progress = lambda done, total: None,
+    ) -> None:  # fmt: skip
+        """Starts the plan, or that of its failover plans that can be. Raises `FailoverError` where none can."""
+        self.model, self.settings, self.log = model, settings or Resilience(), log or DecisionLog()
+        self._recorder, self._shares, self._clock, self._progress = recorder, shares, clock, progress
+        self._lost: dict[str, _Loss] = {}
+        self._times: Counter[str] = Counter()
+        self._avoided: tuple[str, ...] = ()
+        self._restarted: set[str] = set()
+        self._checked = -math.inf
+        self.variant: Any = None
+        self.running: Running
+        self._start_some(None)
+
+    @property
+    def lost(self) -> dict[str, Fault]:
+        """Placements that are not used any more, and why."""
+        return {n: loss.fault for n, loss in self._lost.items()}
+
+    def fail(self, fault: Fault) -> None:
+        """Go on without what has failed. Raises `FailoverError` where no plan is left."""
+        started = time.perf_counter()
+        self.note(fault)
+        before = self.variant
+        self._start_some(fault)
+        self.log.record(
+            "failover" if self.variant is not before else "restart", "+".join(fault.placements), reason=str(fault.kind),
+            now="+".join(self.variant.placements), seconds=time.perf_counter() - started,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Run the golden inputs on what runs now. Raises `StageFault` where they come out wrong."""
+        self._checked = self._clock()
+        started = time.perf_counter()
+        try:
+            self.variant.check(self.running)
+        except VerificationError as error:
+            where = tuple(self.variant.placements)
+            raise StageFault(Fault(FaultKind.WRONG, where, str(error), time.perf_counter() - started)) from error
+
+    @property
+    def check_is_due(self) -> bool:
+        """Whether `canary` seconds have passed since the golden inputs ran."""
+        return self._clock() - self._checked >= self.settings.canary
+
+    def avoid(self, names: Sequence[str]) -> Any:
+        """The variant that should run, given what is lost and that `names` (placements, devices) should not be used.
+
+        That is the one which runs where nothing better can: a device that should rest, but has no substitute, stays.
+        """
+        due = [n for n, loss in self._lost.items() if self._clock() - loss.time >= self._patience(n)]
+        if not due and tuple(names) == self._avoided:
+            return self.variant
+        self._avoided = tuple(names)
+        for name in due:
+            self._lost[name].time = self._clock()
+        still = [n for n in self._lost if n not in due]
+        for gone in ([*still, *names], still):
+            try:
+                return self.model.without(*gone)
+            except FailoverError as error:
+                self.log.record("no other plan", "+".join(names), reason=str(error))
+        return self.variant
+
+    def switch(self, variant: Any, reason: str) -> Running | None:
+        """Start another plan; what ran before is returned, still running. None where the other one cannot start."""
+        started = time.perf_counter()
+        try:
+            running = self._started(variant)
+        except StageFault as error:
+            self.note(error.fault)
+            return None
+        before, self.variant, self.running = self.running, variant, running
+        for name in variant.placements:
+            self._lost.pop(name, None)
+        self.log.record(
+            "switch", "+".join(variant.placements), reason=reason, seconds=time.perf_counter() - started
+        )  # fmt: skip
+        return before
+
+    def note(self, fault: Fault) -> None:
+        """Remember a fault, of something that need not be in use."""
+        self.log.record(
+            "fault", "+".join(fault.placements), reason=str(fault.kind), detail=fault.detail, seconds=fault.seconds
+        )
+        for name in self._blamed(fault):
+            self._lost[name] = _Loss(fault, self._clock())
+            self._times[name] += 1
+
+    # ---- inside
+
+    def _patience(self, name: str) -> float:
+        if self._lost[name].fault.kind is FaultKind.LOST:
+            return math.inf
+        return self.settings.retry * 2.0 ** min(self._times[name] - 1, 60)
+
+    def _blamed(self, fault: Fault) -> Sequence[str]:
+        """Of the placements that a fault may come from, as many as there is a plan without."""
+        for gone in (fault.placements, *((p,) for p in fault.placements)):
+            try:
+                self.model.without(*self._lost, *gone)
+                return gone
+            except FailoverError:
+                continue
+        return fault.placements
+
+    def _start_some(self, fault: Fault | None) -> None:
+        """Start the first plan that can be, given what is lost."""
+        while True:
+            try:
+                variant = self.model.without(*self._lost)
+            except FailoverError as error:
+                variant = self._once_more(fault, error)
+            try:
+                running = self._started(variant)
+            except StageFault as error:
+                self.note(error.fault)
+                fault = error.fault
+                continue
+            self.variant, self.running = variant, running
+            return
+
+    def _once_more(self, fault: Fault | None, error: FailoverError) -> Any:
+        """What has failed is all there is: it is started anew, but only once."""
+        if fault is None or fault.kind is FaultKind.LOST or set(fault.placements) <= self._restarted:
+            why = "; ".join(f"{n} {loss.fault.kind}: {loss.fault.detail}" for n, loss in self._lost.items())
+            raise FailoverError(f"{error}; lost were: {why or 'none'}") from error
+        self._restarted.update(fault.placements)
+        for name in fault.placements:
+            self._lost.pop(name, None)
+        return self.model.without(*self._lost)
+
+    def _started(self, variant: Any) -> Running:
+        """Raises `StageFault` where the engines do not start, or golden inputs come out wrong."""
+        guard = Guard(self.settings.deadline, self._recorder, self._shares)
+        where = tuple(variant.placements)
+        started = time.perf_counter()
+
+        def fault(kind: FaultKind, error: Exception) -> StageFault:
+            return StageFault(Fault(kind, where, str(error), time.perf_counter() - started))
+
+        try:
+            running: Running = variant.start_guarded(guard, self.settings.isolate, self._progress)
+            if self.settings.canary < math.inf:
+                variant.check(running)
+                self._checked = self._clock()
+        except StageFault:
+            raise
+        except (BackendError, EOFError, MemoryError) as error:
+            raise fault(FaultKind.RAISED, error) from error
+        except VerificationError as error:
+            raise fault(FaultKind.WRONG, error) from error
+        return running
