@@ -198,7 +198,7 @@ class CompiledDecoder:
                 if key not in known:
                     stage = self._start(unit, phase.bits, where, exclusive, isolate)
                     if guard is not None:
-                        stage = guard.decoder(stage, unit.placements, f"{name}, unit {len(started.get(name, ()))}")
+                        stage = guard.decoder(stage, unit.placements, f"unit {len(known)}")
                     known[key] = stage
                 started.setdefault(name, []).append(known[key])
                 done += 1

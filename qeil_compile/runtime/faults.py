@@ -167,9 +167,9 @@ def is_finite(array: np.ndarray) -> bool:
     """Whether all numbers are finite; sums carry NaN and infinity, and are cheaper than a look at each."""
     if array.dtype.kind not in "fV" or not array.size:
         return True
+    if array.dtype.kind == "V":
+        array = array.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        if array.dtype.kind == "f" and math.isfinite(float(array.sum())):
-            return True
-        return bool(np.isfinite(array.astype(np.float32)).all())
+        return math.isfinite(float(array.sum())) or bool(np.isfinite(array).all())
 
 

@@ -108,7 +108,9 @@ class _GuardedDecoder:
         self.states, self.compact = stage.states, stage.compact
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._call("", feeds["positions"].size, lambda: self._stage.run(feeds), lambda found: found)
+        positions = feeds["positions"]
+        what = "step" if positions.shape[1] == 1 else "prompt"
+        return self._call(what, positions.size, lambda: self._stage.run(feeds), lambda found: found)
 
     def reset(self, rows: int) -> None:
         self._call("reset", rows, lambda: self._stage.reset(rows))
@@ -127,7 +129,7 @@ class _GuardedDecoder:
         self, what: str, size: int, function: Callable[[], T],
         outputs: Callable[[T], Mapping[str, np.ndarray]] = lambda result: {},
     ) -> T:  # fmt: skip
-        name = f"{self._name}: {what}" if what else self._name
+        name = f"{self._name}: {what}"
         return self._guard.call(self._where, name, size, function, outputs, getattr(self._stage, "kill", None))
 
 

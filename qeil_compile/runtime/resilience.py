@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -89,11 +89,14 @@ class Standby(Generic[Running]):
         self._lost: dict[str, _Loss] = {}
         self._times: Counter[str] = Counter()
         self._avoided: tuple[str, ...] = ()
-        self._restarted: set[str] = set()
+        self._restarted: set[frozenset[str]] = set()
         self._checked = -math.inf
-        self.variant: Any = None
+        self.variant: Any = model
         self.running: Running
-        self._start_some(None)
+        try:
+            self.running = self._started(model)
+        except StageFault as error:
+            self.fail(error.fault)
 
     @property
     def lost(self) -> dict[str, Fault]:
@@ -103,12 +106,11 @@ class Standby(Generic[Running]):
     def fail(self, fault: Fault) -> None:
         """Go on without what has failed. Raises `FailoverError` where no plan is left."""
         started = time.perf_counter()
-        self.note(fault)
-        before = self.variant
-        self._start_some(fault)
+        self._record(fault)
+        kind = self._fail(fault)
         self.log.record(
-            "failover" if self.variant is not before else "restart", "+".join(fault.placements), reason=str(fault.kind),
-            now="+".join(self.variant.placements), seconds=time.perf_counter() - started,
+            kind, "+".join(fault.placements), reason=str(fault.kind), now="+".join(self.variant.placements),
+            seconds=time.perf_counter() - started,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -122,9 +124,14 @@ class Standby(Generic[Running]):
             raise StageFault(Fault(FaultKind.WRONG, where, str(error), time.perf_counter() - started)) from error
 
     @property
+    def checks(self) -> bool:
+        """Whether golden inputs are checked at all."""
+        return self.settings.canary < math.inf
+
+    @property
     def check_is_due(self) -> bool:
         """Whether `canary` seconds have passed since the golden inputs ran."""
-        return self._clock() - self._checked >= self.settings.canary
+        return self.checks and self._clock() - self._checked >= self.settings.canary
 
     def avoid(self, names: Sequence[str]) -> Any:
         """The variant that should run, given what is lost and that `names` (placements, devices) should not be used.
@@ -151,7 +158,8 @@ class Standby(Generic[Running]):
         try:
             running = self._started(variant)
         except StageFault as error:
-            self.note(error.fault)
+            self._record(error.fault)
+            self._lose(set(variant.placements) - set(self.variant.placements), error.fault)
             return None
         before, self.variant, self.running = self.running, variant, running
         for name in variant.placements:
@@ -162,13 +170,9 @@ class Standby(Generic[Running]):
         return before
 
     def note(self, fault: Fault) -> None:
-        """Remember a fault, of something that need not be in use."""
-        self.log.record(
-            "fault", "+".join(fault.placements), reason=str(fault.kind), detail=fault.detail, seconds=fault.seconds
-        )
-        for name in self._blamed(fault):
-            self._lost[name] = _Loss(fault, self._clock())
-            self._times[name] += 1
+        """Remember the loss of something that is not in use."""
+        self._record(fault)
+        self._lose(fault.placements, fault)
 
     # ---- inside
 
@@ -177,41 +181,51 @@ class Standby(Generic[Running]):
             return math.inf
         return self.settings.retry * 2.0 ** min(self._times[name] - 1, 60)
 
-    def _blamed(self, fault: Fault) -> Sequence[str]:
-        """Of the placements that a fault may come from, as many as there is a plan without."""
-        for gone in (fault.placements, *((p,) for p in fault.placements)):
-            try:
-                self.model.without(*self._lost, *gone)
-                return gone
-            except FailoverError:
-                continue
-        return fault.placements
+    def _record(self, fault: Fault) -> None:
+        self.log.record(
+            "fault", "+".join(fault.placements), reason=str(fault.kind), detail=fault.detail, seconds=fault.seconds
+        )
 
-    def _start_some(self, fault: Fault | None) -> None:
-        """Start the first plan that can be, given what is lost."""
-        while True:
+    def _lose(self, names: Iterable[str], fault: Fault) -> None:
+        for name in names:
+            self._lost[name] = _Loss(fault, self._clock())
+            self._times[name] += 1
+
+    def _fail(self, fault: Fault) -> str:
+        """Start another plan, that loses as little as can be, or the same one anew; which of the two."""
+        before = frozenset(self._lost)
+        waiting = [before.union(s) for s in _suspects(fault)]
+        tried: set[frozenset[str]] = set()
+        reasons: list[str] = []
+        for gone in waiting:  # grows while it is gone through
+            if gone in tried:
+                continue
+            tried.add(gone)
             try:
-                variant = self.model.without(*self._lost)
+                self._start(self.model.without(*sorted(gone)))
             except FailoverError as error:
-                variant = self._once_more(fault, error)
-            try:
-                running = self._started(variant)
+                reasons.append(str(error))
             except StageFault as error:
-                self.note(error.fault)
-                fault = error.fault
-                continue
-            self.variant, self.running = variant, running
-            return
+                self._record(error.fault)
+                waiting += [gone.union(s) for s in _suspects(error.fault)]
+            else:
+                self._lose(gone - before, fault)
+                return "failover"
+        # What has failed is all there is: it is started anew, but only once.
+        mark = frozenset(fault.placements)
+        if fault.kind is not FaultKind.LOST and mark not in self._restarted:
+            self._restarted.add(mark)
+            try:
+                self._start(self.model.without(*sorted(before - mark)))
+                return "restart"
+            except (FailoverError, StageFault) as error:
+                reasons.append(str(error))
+        faults = [fault.as_text(), *(loss.fault.as_text() for loss in self._lost.values())]
+        raise FailoverError("; ".join(dict.fromkeys([*faults, *reasons])))
 
-    def _once_more(self, fault: Fault | None, error: FailoverError) -> Any:
-        """What has failed is all there is: it is started anew, but only once."""
-        if fault is None or fault.kind is FaultKind.LOST or set(fault.placements) <= self._restarted:
-            why = "; ".join(f"{n} {loss.fault.kind}: {loss.fault.detail}" for n, loss in self._lost.items())
-            raise FailoverError(f"{error}; lost were: {why or 'none'}") from error
-        self._restarted.update(fault.placements)
-        for name in fault.placements:
-            self._lost.pop(name, None)
-        return self.model.without(*self._lost)
+    def _start(self, variant: Any) -> None:
+        self.running = self._started(variant)
+        self.variant = variant
 
     def _started(self, variant: Any) -> Running:
         """Raises `StageFault` where the engines do not start, or golden inputs come out wrong."""
@@ -224,7 +238,7 @@ class Standby(Generic[Running]):
 
         try:
             running: Running = variant.start_guarded(guard, self.settings.isolate, self._progress)
-            if self.settings.canary < math.inf:
+            if self.checks:
                 variant.check(running)
                 self._checked = self._clock()
         except StageFault:
@@ -234,3 +248,12 @@ class Standby(Generic[Running]):
         except VerificationError as error:
             raise fault(FaultKind.WRONG, error) from error
         return running
+
+
+def _suspects(fault: Fault) -> list[tuple[str, ...]]:
+    """Of the placements that a fault may come from: what may have to be given up, the likeliest first."""
+    alone = [(p,) for p in fault.placements]
+    if len(alone) == 1:
+        return list(alone)
+    # Wrong results of a whole plan come from one of its placements; errors of a unit from all that it runs on.
+    return [*alone, fault.placements] if fault.kind is FaultKind.WRONG else [fault.placements, *alone]

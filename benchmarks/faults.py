@@ -1,0 +1,316 @@
+"""Faults in the middle of a generation: is it known, how soon, what takes over, and are the tokens the same?
+
+python benchmarks/faults.py [--quick] [--kinds NAME ...] [--plans NAME ...] [--seeds N] [--json FILE]
+
+Each run generates three samples of a prompt with the reasoner and injects one fault at a step, and into a stage, that
+the seed chooses. Undisturbed tokens of the same plan are the reference. Faults of a process are signals to a real
+child; the others are injected around the engine's call. "known" is the time from the injection until the fault was
+reported (for hangs: after the deadline of the stage), "lost" the time until generation went on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+from common import Report, options, publish
+
+from qeil_compile.api import Settings
+from qeil_compile.backends.base import DecoderStage
+from qeil_compile.errors import BackendError, QeilError
+from qeil_compile.language import CompiledDecoder, Generation, Runner, compile_decoder
+from qeil_compile.runtime import Deadline, DecisionLog, Resilience
+from qeil_compile.runtime.guard import Guard
+
+ENGINES = "onnxruntime:CPU,openvino:CPU,torch:cpu"
+#: Pins by name of a plan; the reasoner has four layers.
+PLANS: dict[str, dict[str, str]] = {
+    "one engine": {"layers": "openvino:CPU"},
+    "two engines": {"layers.1": "openvino:CPU", "layers.0": "onnxruntime:CPU"},
+    "three engines": {"layers.0": "onnxruntime:CPU", "layers.1": "openvino:CPU", "layers.3": "torch:cpu"},
+}
+PROMPT, SAMPLES, TOKENS = "Tom has 3 apples and buys 4 more.", 3, 64
+#: Least time of a stage [s] in these runs; hangs are known that much later.
+LEAST = 0.4
+DEADLINE = Deadline(factor=20.0, least=LEAST, first=60.0)
+
+
+@dataclass
+class Injection:
+    """One fault: at which call of a step, into which of the plan's placements; `done` is when it was injected."""
+
+    kind: str
+    step: int
+    victim: int
+    calls: int = 0
+    done: float = 0.0
+    where: tuple[str, ...] = ()
+    after: list[Callable[[], object]] = field(default_factory=list)
+
+
+class Sabotaged:
+    """A stage around which a fault is injected, and which stays faulty where the fault is one of hardware."""
+
+    def __init__(self, stage: DecoderStage, where: tuple[str, ...], injection: Injection, chosen: bool) -> None:
+        self._stage, self._where, self._injection, self._chosen = stage, where, injection, chosen
+        self.states, self.compact = stage.states, stage.compact
+        if hasattr(stage, "kill"):
+            self.kill = stage.kill
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        i = self._injection
+        new = feeds["positions"].shape[1]
+        at_prompt = i.kind == "raises in the prompt"
+        if self._chosen and (new > 1 if at_prompt else new == 1 and feeds["positions"][0, 0] > 2):
+            i.calls += 1
+            if i.calls == (1 if at_prompt else i.step):
+                i.done, i.where = time.perf_counter(), self._where
+        struck = bool(i.done) and self._where == i.where
+        if struck:
+            with contextlib.suppress(KeyError):
+                BEFORE[i.kind](self._stage, i)
+        found = self._stage.run(feeds)
+        return AFTER[i.kind](found) if struck and i.kind in AFTER else found
+
+    def reset(self, rows: int) -> None:
+        self._stage.reset(rows)
+
+    def select(self, rows: np.ndarray) -> None:
+        self._stage.select(rows)
+
+    def export(self) -> dict[str, np.ndarray]:
+        return self._stage.export()
+
+    def load(self, states: Mapping[str, np.ndarray]) -> None:
+        self._stage.load(states)
+
+
+def _raise(error: BaseException) -> Callable[[Any, Injection], None]:
+    def strike(stage: Any, injection: Injection) -> None:
+        raise error
+
+    return strike
+
+
+def _once(stage: Any, injection: Injection) -> None:
+    """Only the first call fails: a hiccup, after which the same engine would work."""
+    if not injection.after:
+        injection.after.append(lambda: None)
+        raise BackendError("device busy")
+
+
+def _hang(stage: Any, injection: Injection) -> None:
+    threading.Event().wait()
+
+
+def _slow(stage: Any, injection: Injection) -> None:
+    time.sleep(4 * LEAST)
+
+
+def _signal(number: int) -> Callable[[Any, Injection], None]:
+    def strike(stage: Any, injection: Injection) -> None:
+        if not injection.after:
+            injection.after.append(lambda: None)
+            os.kill(stage.pid, number)
+            if number != signal.SIGSTOP:
+                stage._child.process.wait(5)
+
+    return strike
+
+
+def _poisoned(stage: Any, injection: Injection) -> None:
+    """The cache is overwritten with NaN, once."""
+    if not injection.after:
+        injection.after.append(lambda: None)
+        stage.load({n: np.full_like(a, np.nan) for n, a in stage.export().items()})
+
+
+def _with(value: float) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    def changed(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        out = {n: np.array(a) for n, a in found.items()}
+        next(iter(out.values())).reshape(-1)[7] = value
+        return out
+
+    return changed
+
+
+def _scaled(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every second channel is half of what it should be (all of them by one factor would be lost in the next norm)."""
+    return {n: a * np.where(np.arange(a.shape[-1]) % 2, np.float32(0.5), np.float32(1)) for n, a in found.items()}
+
+
+def _shuffled(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Numbers of neighbouring channels change places, as from a wrong address."""
+    return {n: np.roll(a, 1, axis=-1) for n, a in found.items()}
+
+
+#: What happens before the engine's call, and to its result, by kind.
+BEFORE: dict[str, Callable[[Any, Injection], None]] = {
+    "raises": _raise(BackendError("internal error 7")),
+    "raises what no backend should": _raise(RuntimeError("segment descriptor")),
+    "raises once": _once,
+    "raises in the prompt": _raise(BackendError("internal error 8")),
+    "hangs": _hang,
+    "is far too slow": _slow,
+    "out of memory": _raise(MemoryError("std::bad_alloc")),
+    "device lost": _raise(RuntimeError("CUDA error: GPU is lost")),
+    "process killed": _signal(signal.SIGKILL),
+    "process crashes": _signal(signal.SIGSEGV),
+    "process stopped": _signal(signal.SIGSTOP),
+    "NaN in the cache": _poisoned,
+}
+AFTER: dict[str, Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]] = {
+    "NaN in a result": _with(np.nan),
+    "infinity in a result": _with(np.inf),
+    "results scaled": _scaled,
+    "results shuffled": _shuffled,
+}
+#: Faults that only golden inputs show, of processes, and those that two stages have one after the other.
+SILENT = ("results scaled", "results shuffled")
+OF_PROCESS = ("process killed", "process crashes", "process stopped")
+TOLD = "loss told by telemetry"
+TWICE = "second fault in the plan that took over"
+KINDS = (*BEFORE, *AFTER, TOLD, TWICE)
+
+
+@contextlib.contextmanager
+def sabotage(injection: Injection, plan: CompiledDecoder) -> Iterator[None]:
+    """Stages that start meanwhile belong to the saboteur; the victim is one placement of the plan."""
+    decoder, placements = Guard.decoder, plan.placements
+    victim = placements[injection.victim % len(placements)]
+
+    def wrapped(self: Guard, stage: DecoderStage, where: tuple[str, ...], name: str) -> DecoderStage:
+        return decoder(self, Sabotaged(stage, where, injection, victim in where), where, name)
+
+    Guard.decoder = wrapped  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Guard.decoder = decoder  # type: ignore[method-assign]
+
+
+@dataclass
+class Outcome:
+    """One run. `known` and `lost` [s] are as in the module's text."""
+
+    equal: bool
+    known: float
+    lost: float
+    seconds: float
+    error: str = ""
+
+
+def run_once(plan: CompiledDecoder, reference: list[list[int]], kind: str, seed: int) -> Outcome:
+    """Generate with one fault."""
+    rng = np.random.default_rng(seed)
+    injection = Injection("raises" if kind == TWICE else kind, int(rng.integers(1, TOKENS - 2)), int(rng.integers(8)))
+    log = DecisionLog()
+    settings = Resilience(
+        DEADLINE, isolate=kind in OF_PROCESS, canary=1e6 if kind in SILENT else float("inf"), retry=1e6
+    )
+    runner = Runner(plan, settings, log)
+    with sabotage(injection, plan):
+        runner.start()
+        starts = len(log.entries)
+        before = time.perf_counter()
+        told: list[float] = []
+
+        def seen(event: Any) -> None:
+            if kind == TOLD and event.sample == 0 and not told and len(event_tokens) == injection.step:
+                told.append(time.perf_counter())
+                runner.session.lose([plan.placements[injection.victim % len(plan.placements)]], "GPU is lost")
+            if kind == TWICE and injection.done and log.of("recovered") and not told:
+                # Now one of those that took over fails as well.
+                told.append(time.perf_counter())
+                other = runner.session.standby.variant.placements[0]
+                injection.where, injection.done = (other,), time.perf_counter()
+            if event.sample == 0:
+                event_tokens.append(event.token)
+
+        event_tokens: list[Any] = []
+        try:
+            found = runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True, on_token=seen)[0]
+        except QeilError as error:
+            return Outcome(False, np.nan, np.nan, time.perf_counter() - before, str(error))
+    seconds = time.perf_counter() - before
+    faults = [d for d in log.entries[starts:] if d.kind == "fault"]
+    back = [d for d in log.entries[starts:] if d.kind == "recovered"]
+    struck = told[0] if kind == TOLD and told else injection.done
+    if not faults or not struck:
+        return Outcome(False, np.nan, np.nan, seconds, "the fault was not seen")
+    waited = LEAST if kind in ("hangs", "is far too slow", "process stopped") else 0.0
+    known = faults[-1 if kind == TWICE else 0].time - struck - waited
+    # A job whose tokens cannot be trusted begins anew: all that went before is lost.
+    gone = faults[0].time - before if kind in SILENT else max(known, 0.0) + waited
+    lost = sum(d.facts["seconds"] for d in back) + gone
+    return Outcome([c.tokens for c in found] == reference, known, lost, seconds)
+
+
+def job_seconds(plan: CompiledDecoder) -> float:
+    """Seconds of the undisturbed job, the middle of five after one that is not counted."""
+    runner, times = Runner(plan), []
+    for _ in range(6):
+        before = time.perf_counter()
+        runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True)
+        times.append(time.perf_counter() - before)
+    return float(np.median(times[1:]))
+
+
+def _row(name: str, kind: str, outcomes: Sequence[Outcome], bound: float) -> dict[str, Any]:
+    known, lost = ([getattr(o, f) * 1e3 for o in outcomes if not o.error] or [np.nan] for f in ("known", "lost"))
+    errors = sorted({o.error for o in outcomes if o.error})
+    within = [o.seconds <= bound + o.lost for o in outcomes if not o.error]
+    return {
+        "plan": name, "fault": kind, "runs": len(outcomes), "recovered": sum(not o.error for o in outcomes),
+        "tokens equal": sum(o.equal for o in outcomes), "known median [ms]": float(np.median(known)),
+        "known worst [ms]": float(np.max(known)), "lost median [ms]": float(np.median(lost)),
+        "lost 95 % [ms]": float(np.quantile(lost, 0.95)), "within the bound": f"{sum(within)} of {len(within)}",
+        "bound [ms]": bound * 1e3, "errors": "; ".join(errors),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run the campaign."""
+
+    def more(parser: Any) -> None:
+        parser.add_argument("--kinds", nargs="*", default=None, choices=KINDS)
+        parser.add_argument("--plans", nargs="*", default=None, choices=list(PLANS))
+        parser.add_argument("--seeds", type=int, default=20)
+
+    args = options(__doc__ or "", more)
+    seeds = 1 if args.quick else args.seeds
+    columns = ("plan", "fault", "runs", "recovered", "tokens equal", "known median [ms]", "known worst [ms]",
+               "lost median [ms]", "lost 95 % [ms]", "within the bound", "bound [ms]", "errors")  # fmt: skip
+    report = Report("faults", "Faults in the middle of a generation (measured)", columns)
+    with as_file(files("qeil_compile.models.data") / "reasoner") as folder:
+        for name in args.plans or (list(PLANS)[1:2] if args.quick else PLANS):
+            settings = Settings(target=ENGINES, measure=False, threads=1, pins=PLANS[name])
+            plan = compile_decoder(folder, Generation(prompt=32, tokens=TOKENS, samples=4), settings)
+            runner = Runner(plan)
+            reference = runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True)[0]
+            # degraded <= healthy * (throughput of all / throughput of those left) + what was lost until it went on
+            bound = max(job_seconds(plan), *(job_seconds(plan.without(p)) for p in plan.placements))
+            for kind in args.kinds or (("raises", "hangs", *SILENT[:1]) if args.quick else KINDS):
+                tokens = [c.tokens for c in reference]
+                found = [run_once(plan, tokens, kind, seed) for seed in range(seeds)]
+                report.rows.append(_row(name, kind, found, bound))
+    runs, good = (sum(r[c] for r in report.rows) for c in ("runs", "recovered"))
+    equal = sum(r["tokens equal"] for r in report.rows)
+    report.notes = [
+        f"{good} of {runs} runs recovered, {equal} with the tokens of the undisturbed run",
+        f"stages have at least {LEAST} s; what is known of a hang counts from the end of that time",
+        "bound: healthy time x (throughput of the plan / of the slowest plan that may take over) + what was lost",
+    ]
+    publish([report], args, "faults")
+
+
+if __name__ == "__main__":
+    main()
