@@ -40,7 +40,7 @@ PLANS: dict[str, dict[str, str]] = {
 PROMPT, SAMPLES, TOKENS = "Tom has 3 apples and buys 4 more.", 3, 64
 #: Least time of a stage [s] in these runs; hangs are known that much later.
 LEAST = 0.4
-DEADLINE = Deadline(factor=20.0, least=LEAST, first=60.0)
+DEADLINE = Deadline(factor=5.0, least=LEAST, first=60.0)
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _hang(stage: Any, injection: Injection) -> None:
 
 
 def _slow(stage: Any, injection: Injection) -> None:
-    time.sleep(4 * LEAST)
+    time.sleep(10 * LEAST)
 
 
 def _signal(number: int) -> Callable[[Any, Injection], None]:
@@ -246,8 +246,9 @@ def run_once(plan: CompiledDecoder, reference: list[list[int]], kind: str, seed:
     struck = told[0] if kind == TOLD and told else injection.done
     if not faults or not struck:
         return Outcome(False, np.nan, np.nan, seconds, "the fault was not seen")
-    waited = LEAST if kind in ("hangs", "is far too slow", "process stopped") else 0.0
-    known = faults[-1 if kind == TWICE else 0].time - struck - waited
+    fault = faults[-1 if kind == TWICE else 0]
+    waited = fault.facts.get("deadline", 0.0)
+    known = fault.time - struck - waited
     # A job whose tokens cannot be trusted begins anew: all that went before is lost.
     gone = faults[0].time - before if kind in SILENT else max(known, 0.0) + waited
     lost = sum(d.facts["seconds"] for d in back) + gone
@@ -306,7 +307,7 @@ def main() -> None:
     equal = sum(r["tokens equal"] for r in report.rows)
     report.notes = [
         f"{good} of {runs} runs recovered, {equal} with the tokens of the undisturbed run",
-        f"stages have at least {LEAST} s; what is known of a hang counts from the end of that time",
+        f"stages have five times what they took, and at least {LEAST} s; a hang is known from the end of that time on",
         "bound: healthy time x (throughput of the plan / of the slowest plan that may take over) + what was lost",
     ]
     publish([report], args, "faults")

@@ -32,6 +32,7 @@ from qeil_compile.passes.partition import Phase, Search, partition_phases, phase
 from qeil_compile.passes.partition.failover import losses
 from qeil_compile.plan import Plan
 from qeil_compile.runtime import Compiled
+from qeil_compile.runtime.failover import spare_for
 from tests import zoo
 from tests.artifacts import ENGINES, TOKENS, files_of, replace_file, rewrite, run_all, settings, tied, tiny
 from tests.cost_problems import chain_graph, device, link, priced, singles, value, work
@@ -82,12 +83,28 @@ def placements(plan: Plan) -> set[str]:
 
 def test_losses_of_the_same_placements_are_one() -> None:
     found = losses(three().placements, {"torch:cpu", "openvino:GPU"})
+    every = {p.spec for p in three().placements}
     assert {loss.names: set(loss.lost) for loss in found} == {
         ("torch:cpu", "a", "torch"): {"torch:cpu"},
         ("openvino:GPU",): {"openvino:GPU"},
         ("c",): {"openvino:GPU", "onnxruntime:CUDA"},
         ("openvino",): {"openvino:NPU", "openvino:GPU"},
+        **{(f"all but {spec}",): every - {spec} for spec in every},
     }
+
+
+def test_what_runs_alone_on_the_only_placement_left_needs_no_other_plan() -> None:
+    target = three()
+    names = {n for loss in losses(target.placements, {"torch:cpu"}) for n in loss.names}
+    assert "all but torch:cpu" not in names and "all but openvino:NPU" in names
+
+
+def test_losses_one_after_the_other_have_a_plan() -> None:
+    plan = planned(chain())
+    specs = [p.spec for p in three().placements]
+    for alone in specs:
+        k = spare_for(plan, chain().to_json(), [s for s in specs if s != alone])
+        assert placements(plan if k is None else plan.spares[k]) == {alone}
 
 
 def test_a_device_may_have_the_name_of_an_engine() -> None:
@@ -141,7 +158,7 @@ def test_equal_spares_are_stored_once() -> None:
     plan = planned(costs)
     assert placements(plan) == {"openvino:NPU", "openvino:GPU"}
     assert {f.names: f.spare for f in plan.failovers} == {
-        ("openvino:NPU", "b"): 0, ("openvino:GPU",): 0, ("c",): 0, ("openvino",): 0
+        ("openvino:NPU", "b"): 0, ("openvino:GPU",): 0, ("c",): 0, ("openvino",): 0, ("all but torch:cpu",): 0
     }  # fmt: skip
     (spare,) = plan.spares
     assert placements(spare) == {"torch:cpu"} and spare.gap == pytest.approx(0, abs=1e-9)
@@ -282,9 +299,9 @@ def test_malformed_failovers_are_refused(change: Callable[[dict[str, Any]], obje
 
 def test_taking_out_a_spare() -> None:
     plan = planned(chain())
-    assert len(plan.spares) == 2
+    assert len(plan.spares) == 3
     less = plan.without_spare(0, "broken")
-    assert len(less.spares) == 1 and Plan.from_json(less.to_json()) == less
+    assert len(less.spares) == 2 and Plan.from_json(less.to_json()) == less
     for before, after in zip(plan.failovers, less.failovers, strict=True):
         if before.spare == 0:
             assert after.spare is None and after.reason == "broken"

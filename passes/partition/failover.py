@@ -1,8 +1,9 @@
 """Plans for what may be lost: the same problem with placements forbidden, so that a loss at run time needs no compiler.
 
 Lost can be each placement that a plan uses (an engine's session dies), each of its devices and each of its engines (all
-their placements). The objective stays the same, relative to the same reference plan; a lost device counts on as one
-that is idle. Limits of the user that need what is lost are given up, and the plan's entry says so.
+their placements), and all placements but one: whatever is lost one after the other, what is left has a plan. The
+objective stays the same, relative to the same reference plan; a lost device counts on as one that is idle. Limits of
+the user that need what is lost are given up, and the plan's entry says so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from qeil_compile.plan import Failover, Plan
 
 #: The search starts from what was found with nothing lost, so a part of its epochs is enough.
 _SHARE_OF_EPOCHS = 4
+#: Name of the loss of all placements but one, before the one.
+ALL_BUT = "all but"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Loss:
 
 
 def losses(placements: Sequence[Placement], used: Collection[str]) -> tuple[Loss, ...]:
-    """What can be lost of the placements in `used`: each of them, each of their devices, each of their engines."""
+    """What can be lost of the placements in `used`: each of them, each of their devices, each of their engines, and all
+    placements but one."""
     found: dict[tuple[str, ...], list[str]] = {}
     taken: set[str] = set()
     kinds: tuple[Callable[[Placement], str], ...] = (lambda p: p.spec, lambda p: p.profile.name, lambda p: p.engine)
@@ -44,6 +48,10 @@ def losses(placements: Sequence[Placement], used: Collection[str]) -> tuple[Loss
             if name not in taken:  # a device may have the name of an engine
                 taken.add(name)
                 found.setdefault(tuple(p.spec for p in placements if kind(p) == name), []).append(name)
+    for alone in (p.spec for p in placements if set(used) != {p.spec}):
+        others = tuple(p.spec for p in placements if p.spec != alone)
+        if others and others not in found:
+            found[others] = [f"{ALL_BUT} {alone}"]
     return tuple(Loss(tuple(names), lost) for lost, names in found.items())
 
 
@@ -130,6 +138,8 @@ def _solve(
     for loss in every:
         spare = found[loss]
         if isinstance(spare, str):
+            if loss.names[0].startswith(ALL_BUT):
+                continue  # that a placement cannot do everything is no news
             entries.append(Failover(loss.names, loss.lost, None, spare))
             continue
         same = next((k for k, s in enumerate(spares) if _key(s) == _key(spare)), len(spares))

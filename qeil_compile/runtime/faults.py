@@ -34,12 +34,13 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `seconds` is what passed from the start of the call until it was known."""
+    """One fault. `seconds` is what passed from the start of the call until it was known, `limit` [s] its deadline."""
 
     kind: FaultKind
     placements: tuple[str, ...]
     detail: str
     seconds: float = 0.0
+    limit: float | None = None
 
     def as_text(self) -> str:
         """`openvino:CPU hung: no answer after 2.0 s`."""
@@ -144,18 +145,21 @@ class _Worker(threading.Thread):
                 return
 
 
-def fault_of(error: BaseException, placements: tuple[str, ...], seconds: float) -> Fault:
+def fault_of(
+    error: BaseException, placements: tuple[str, ...], seconds: float, limit: float | None = None
+) -> Fault:
     """The fault behind what a call raised."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):
-        return Fault(FaultKind.HUNG, placements, f"no answer after {seconds:.2f} s", seconds)
+        return Fault(FaultKind.HUNG, placements, f"no answer after {seconds:.2f} s", seconds, limit)
     if isinstance(error, MemoryError) or any(word in text.lower() for word in _MEMORY):
         return Fault(FaultKind.MEMORY, placements, text, seconds)
     if any(word in text.lower() for word in _LOST):
         return Fault(FaultKind.LOST, placements, text, seconds)
-    kind = FaultKind.DIED if isinstance(error, (EOFError, ConnectionError)) else FaultKind.RAISED
+    if isinstance(error, (EOFError, ConnectionError)):
+        return Fault(FaultKind.DIED, placements, text, seconds)
     detail = text if isinstance(error, QeilError) else f"{type(error).__name__}: {text}"
-    return Fault(kind, placements, detail, seconds)
+    return Fault(FaultKind.RAISED, placements, detail, seconds)
 
 
 #: Words of engines and drivers for memory that is not there, and for devices that have gone.

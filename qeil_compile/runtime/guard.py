@@ -64,11 +64,12 @@ class Guard:
         """
         known = self._seen.setdefault((where, name), {})
         watch = self._watches.setdefault(where, Watch())
+        limit = self.deadline.seconds(_expected(known, size))
         started = time.perf_counter()
         try:
-            result = watch.call(function, self.deadline.seconds(_expected(known, size)))
+            result = watch.call(function, limit)
         except Exception as error:
-            fault = fault_of(error, where, time.perf_counter() - started)
+            fault = fault_of(error, where, time.perf_counter() - started, limit)
             if fault.kind is FaultKind.HUNG and kill is not None:
                 kill()
             raise StageFault(fault) from error

@@ -183,8 +183,9 @@ class Standby(Generic[Running]):
 
     def _record(self, fault: Fault) -> None:
         self.log.record(
-            "fault", "+".join(fault.placements), reason=str(fault.kind), detail=fault.detail, seconds=fault.seconds
-        )
+            "fault", "+".join(fault.placements), reason=str(fault.kind), detail=fault.detail, seconds=fault.seconds,
+            **({} if fault.limit is None else {"deadline": fault.limit}),
+        )  # fmt: skip
 
     def _lose(self, names: Iterable[str], fault: Fault) -> None:
         for name in names:
