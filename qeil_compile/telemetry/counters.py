@@ -108,17 +108,15 @@ def perf(folder: Path) -> Found:
 
 def hwmon(folder: Path) -> Found:
     """The first hwmon chip with an energy counter (`amd_energy`, board monitors)."""
-    for chip in sorted(folder.glob("hwmon*")):
-        files = sorted(chip.glob("energy*_input"))
-        if not files:
-            continue
-        socket = files[-1]  # chips list cores first and the socket last
-        try:
-            _micro(socket)
-        except (OSError, ValueError) as error:
-            return None, _refused(error, f"{socket} cannot be read")
-        return Counter(f"hwmon energy of {_text(chip / 'name')}", lambda: _micro(socket)), ""
-    return None, f"no chip with an energy counter below {folder}"
+    # Chips list cores first and the socket last.
+    sockets = [files[-1] for chip in sorted(folder.glob("hwmon*")) if (files := sorted(chip.glob("energy*_input")))]
+    if not sockets:
+        return None, f"no chip with an energy counter below {folder}"
+    try:
+        _micro(sockets[0])
+    except (OSError, ValueError) as error:
+        return None, _refused(error, f"{sockets[0]} cannot be read")
+    return Counter(f"hwmon energy of {_text(sockets[0].parent / 'name')}", lambda: _micro(sockets[0])), ""
 
 
 class CounterSensor:

@@ -35,7 +35,7 @@ class HwmonSensor:
     """The chips of one device: temperature [C], where it slows down [C], power [W]."""
 
     def __init__(self, chips: Sequence[Path], inputs: Sequence[_Input]) -> None:
-        self.name = f"hwmon {', '.join(f'{c.name} ({_text(c / "name")})' for c in chips)}"
+        self.name = "hwmon " + ", ".join(f"{c.name} ({_text(c / 'name')})" for c in chips)
         self.channels: Sequence[Channel] = tuple(i.channel for i in inputs)
         self._chips, self._inputs = chips, inputs
 

@@ -42,8 +42,8 @@ class Recorder:
     def __call__(self, snapshot: Snapshot) -> None:
         """Add one snapshot. Raises `OSError`, upon which a sampler drops its listener and says so."""
         values = (snapshot.values.get(c, nan) for c in self._channels)
-        # Microseconds and six digits: no sensor knows more, and files stay half as large.
-        row = [round(snapshot.time, 6), *(float(f"{v:.7g}") if isfinite(v) else None for v in values)]
+        # Microseconds and ten digits: no sensor knows more.
+        row = [round(snapshot.time, 6), *(float(f"{v:.10g}") if isfinite(v) else None for v in values)]
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
