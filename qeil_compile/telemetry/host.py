@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import psutil
 
 from .snapshot import Channel, Missing, Rate, channel
 
-#: Seconds for which slow readings are kept: clocks and temperatures take a file per core each.
+#: Seconds for which all but the load is kept: each is a file or more of the system's to open and parse.
 _SLOW = 1.0
 #: Chips of psutil that measure the processor.
 _CPU = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal")
@@ -27,43 +27,41 @@ class HostSensor:
     ) -> None:
         self._psutil, self._clock = module, clock
         self._process, self._cores = module.Process(), module.cpu_count() or 1
-        self._busy = Rate()
-        self.missing: list[Missing] = []
-        slow = [("clock", "psutil, mean of the cores, read once a second", self._frequency)]
+        self._idle = Rate()
+        slow: list[tuple[str, str, str, Callable[[], float]]] = [
+            ("memory", "memory", "total less available", self._used),
+            ("memory", "capacity", "total", lambda: module.virtual_memory().total),
+            ("process", "memory", "resident set", lambda: self._process.memory_info().rss),
+            ("cpu", "clock", "mean of the cores", self._frequency),
+        ]
         if temperature:
-            slow.append(("temperature", "psutil, hottest of the processor, read once a second", self._temperature))
-        self._slow: list[tuple[Channel, Callable[[], float]]] = []
-        for quantity, source, call in slow:
-            if call() == call():  # NaN: not on this platform
-                self._slow.append((channel("cpu", quantity, source), call))
+            slow.append(("cpu", "temperature", "hottest of the processor", self._temperature))
+        self.missing: list[Missing] = []
+        self._slow: list[Callable[[], float]] = []
+        channels = [channel("cpu", "load", "psutil, share of all cores' time over the last quarter of a second")]
+        for device, quantity, source, call in slow:
+            if isnan(call()):
+                self.missing.append(Missing(f"psutil {device} {quantity}", "this system does not tell it"))
             else:
-                self.missing.append(Missing(f"psutil cpu {quantity}", "this system does not tell it"))
-        self._kept: Sequence[float] = [nan] * len(self._slow)
-        self._kept_at = -float("inf")
-        self.channels: Sequence[Channel] = (
-            channel("cpu", "load", "psutil, share of all cores' time over the last quarter of a second"),
-            channel("memory", "memory", "psutil, total less available"),
-            channel("memory", "capacity", "psutil"),
-            channel("process", "memory", "psutil, resident set"),
-            *(c for c, _ in self._slow),
-        )
+                self._slow.append(call)
+                channels.append(channel(device, quantity, f"psutil, {source}, read once a second"))
+        self.channels: Sequence[Channel] = tuple(channels)
+        self._kept: Sequence[float] = ()
+        self._kept_at = nan
 
     def read(self) -> Sequence[float]:
         """One value per channel."""
         now = self._clock()
-        if now - self._kept_at >= _SLOW:
-            self._kept, self._kept_at = [call() for _, call in self._slow], now
-        times, memory = self._psutil.cpu_times(), self._psutil.virtual_memory()
-        # `guest` is inside `user`; what waits for a disk is free for others.
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        load = 1.0 - self._busy.of(now, idle) / self._cores
-        return (
-            min(max(load, 0.0), 1.0) if load == load else nan,
-            float(memory.total - memory.available),
-            float(memory.total),
-            float(self._process.memory_info().rss),
-            *self._kept,
-        )
+        if not now - self._kept_at < _SLOW:
+            self._kept, self._kept_at = [float(call()) for call in self._slow], now
+        times = self._psutil.cpu_times()
+        # What waits for a disk is free for others.
+        rate = self._idle.of(now, times.idle + getattr(times, "iowait", 0.0))
+        return nan if isnan(rate) else min(max(1.0 - rate / self._cores, 0.0), 1.0), *self._kept
+
+    def _used(self) -> float:
+        memory = self._psutil.virtual_memory()
+        return float(memory.total - memory.available)
 
     def _frequency(self) -> float:
         try:
