@@ -161,7 +161,9 @@ def replays(machines: Sequence[str]) -> Report:
                 path = Path(folder) / f"{name}-{kind}.jsonl"
                 write(read(DATA / f"{name}-{kind}-cores.csv"), path)
                 report.rows.append({"recording": f"{name}, {kind} cores", **replayed(path, MACHINES[name])})
-    report.notes = ["31 s between readings: load is shed ahead where the rise is steady, at the same reading where it jumps."]
+    report.notes = [
+        "31 s between readings: load is shed ahead where the rise is steady, at the reading itself where it jumps",
+    ]
     return report
 
 
@@ -260,9 +262,9 @@ def main() -> None:
     loop.notes = [
         f"with the monitor: at most {max(over):.3g} s above the ceiling in {len(over)} runs; goal 0: "
         f"{'met' if max(over) == 0 else 'MISSED'}",
-        f"Catalogue devices work at {LOAD:.0%} of their rated power, the fitted one at the most that was recorded. Work "
-        "is relative to a device that never slows down. Thermal data of the catalogue are assumed in part (qeil devices "
-        "show NAME --sources). The fit has no leakage of its own: recorded power holds it.",
+        f"Catalogue devices work at {LOAD:.0%} of their rated power, the fitted one at the most that was recorded.",
+        "Work is relative to a device that never slows down. The fit has no leakage: recorded power holds it.",
+        "Thermal data of the catalogue are assumed in part (qeil devices show NAME --sources).",
     ]
     publish([loop, fitted, replays(list(MACHINES))], args, "thermal")
 

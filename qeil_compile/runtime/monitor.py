@@ -168,6 +168,7 @@ class _Watch:
             self.rested = now
 
     def _set(self, now: float, share: float, kind: str, wish: _Wish) -> None:
+        share = round(share, 6)  # ten steps of a tenth are 1
         facts = {n: v for n, v in (("reading", wish.reading), ("limit", wish.limit)) if not isnan(v)}
         self.log.record(kind, self.name, share=share, before=self.share, **facts, reason=wish.reason, at=now)
         self.share, self.changed, self.rested, self.drawn = share, now, None, []
