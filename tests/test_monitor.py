@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qeil_compile.devices import load_target
 from qeil_compile.passes.conditions import Conditions
 from qeil_compile.runtime.decisions import DecisionLog
 from qeil_compile.runtime.monitor import Limits, MonitorSettings, SafetyMonitor, limits_of, sensor_of
@@ -237,21 +238,30 @@ def test_sensors_slower_than_the_window_still_have_a_slope() -> None:
     assert found[3] == pytest.approx((TOP - 75.0 - 5.0 * 20.0 / 62.0) / SETTINGS.band)
 
 
+def test_a_slow_power_meter_is_judged_all_the_same() -> None:
+    watch, _ = monitor(power=200.0)
+    assert shares(watch, [(0.0, 300.0), (30.0, 300.0)], POWER) == [1.0, pytest.approx(2 / 3)]
+    assert shares(watch, [(60.0 + 30.0 * k, 100.0) for k in range(10)], POWER)[-1] == 1.0
+
+
 # Limits
 
 
 def test_limits_come_from_profiles_and_conditions() -> None:
     target = pair(pool="b")
     found = limits_of(target, Conditions(reserve=0.2, ceiling=0.5))
-    assert found["a"] == Limits(50.0, 0.8e9, 10.0, "a", "memory")
+    assert found["a"] == Limits(50.0, 0.8e9, 10.0, "cpu", "memory")
     assert found["b"].memory_sensor == "b"
     assert limits_of(pair(pool="a"), Conditions())["b"].memory_sensor == "memory"
     assert limits_of(pair(t_max=value(90.0, "C")), Conditions())["b"].ceiling == pytest.approx(76.5)
 
 
 def test_names_of_devices_in_snapshots() -> None:
-    names = {"cuda0": "gpu0", "cuda12": "gpu12", "cpu": "cpu", "igpu": "igpu", "cuda": "cuda", "7": "7"}
-    assert {n: sensor_of(device(n, "torch:cpu")) for n in names} == names
+    engines = {"torch:cuda:1": "gpu1", "onnxruntime:CUDA": "gpu0", "onnxruntime:TensorRT:2": "gpu2", "openvino:GPU": "x"}
+    for spec, expected in engines.items():
+        assert sensor_of(device("x", spec, kind="gpu")) == expected
+    assert sensor_of(device("big", "torch:cpu")) == "cpu"
+    assert sensor_of(load_target("intel-285hx-rtx-pro-5000").device_of("gpu")) == "gpu0"
 
 
 def test_decisions_are_lines_of_json(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ watched, and the log says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isnan, nan
@@ -72,7 +73,7 @@ class MonitorSettings:
     blind: float = 1.0
 
 
-#: A share falls by no less than this, and a device with less than this is taken out: the log stays readable.
+#: A share changes by no less than this, and a device with less than this is taken out: the log stays readable.
 _LEAST = 0.05
 #: Parts of a limit of power or memory: below the first a share may rise, above the second it falls. Boards hold their
 #: own power limit to a percent or two.
@@ -80,9 +81,16 @@ _EASED, _OVER = 0.95, 1.02
 
 
 def sensor_of(profile: DeviceProfile) -> str:
-    """The device in snapshots that measures a device of a target: "gpu0" for "cuda0", else its own name."""
-    index = profile.name.removeprefix("cuda")
-    return f"gpu{index}" if index.isdigit() and index != profile.name else profile.name
+    """The device in snapshots that measures a device of a target: "cpu", "gpu0" for "torch:cuda:0", else its own name.
+
+    CUDA and NVML are taken to number boards alike; where `CUDA_VISIBLE_DEVICES` says otherwise, state limits by hand.
+    """
+    for spec in profile.engines:
+        device = spec.partition(":")[2].lower()
+        if device.startswith(("cuda", "tensorrt", "nvtensorrt")):
+            number = re.search(r"\d+$", device)
+            return f"gpu{number[0] if number else 0}"
+    return "cpu" if profile.kind == "cpu" else profile.name
 
 
 def limits_of(target: Target, conditions: Conditions) -> dict[str, Limits]:
@@ -157,7 +165,7 @@ class _Watch:
             self._set(now, 0.0, "out", wish)
         elif allowed <= self.share - _LEAST:
             self._set(now, allowed, "shed", wish)
-        elif allowed > self.share and settled:
+        elif allowed >= min(self.share + _LEAST, 1.0) > self.share and settled:
             self._set(now, min(allowed, self.share + self.settings.step), "recover", wish)
         return self.share
 
@@ -215,7 +223,7 @@ class _Watch:
         if value is None:
             return None
         self.drawn.append((snapshot.time, value))
-        while snapshot.time - self.drawn[0][0] > s.window:
+        while len(self.drawn) > 2 and snapshot.time - self.drawn[0][0] > s.window:
             del self.drawn[0]
         if snapshot.time - self.drawn[0][0] < s.dwell:
             return nan
