@@ -24,6 +24,7 @@ SMALL = {
     "dnn_partitioning": ["--seeds", "1"],
     "mixing": ["--models", "silero_vad_16k_op15"],
     "sampling": [],
+    "thermal": [],
     "llm": ["--families", "gpt2-125m", "--forms", "fp32", "--rows", "2", "--only", "decode", "job", "--peers",
             "transformers", "--threads", "1"],
     "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
@@ -51,6 +52,10 @@ def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
         assert set(agreed) == {"transformers", "ours"} and max(agreed.values()) < 1e-3
         assert {r["peer"] for r in data["tables"]["job"]["rows"]} == {"transformers", "ours"}
         assert not data["absent"]
+    if name == "thermal":
+        above = {(r["device"], r["monitor"]): r["above the ceiling [s]"] for r in tables[0]["rows"]}
+        assert all((seconds == 0) == (monitor == "yes") for (_, monitor), seconds in above.items())
+        assert all(r["of these with work allowed"] == 0 for r in data["tables"]["replays"]["rows"])
     if name == "equivalence":
         assert all(r["differ"] == r["failed"] == 0 for r in tables[0]["rows"]), tables[0]["notes"]
 

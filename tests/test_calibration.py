@@ -15,7 +15,6 @@ import qeil_compile.calibration.suite as suite_module
 from qeil_compile import api
 from qeil_compile.calibration import worker
 from qeil_compile.calibration.composites import decoder
-from qeil_compile.calibration.energy import Counter, hwmon, joules, perf, rapl
 from qeil_compile.calibration.fit import Sample, _Problem, fit
 from qeil_compile.calibration.networks import Layer, convolutions, elementwise, gemm, rowwise
 from qeil_compile.calibration.rounds import quiet, typical
@@ -210,43 +209,6 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatc
         api.calibrate(["onnxruntime:CPU"], [1], 1.0)
 
 
-# Energy counters
-
-
-def test_rapl_counts_packages_in_joules_and_wraps(tmp_path: Path) -> None:
-    package, core = tmp_path / "intel-rapl:0", tmp_path / "intel-rapl:0:0"
-    for folder, name in ((package, "package-0"), (core, "core")):
-        folder.mkdir()
-        (folder / "name").write_text(name + "\n")
-        (folder / "energy_uj").write_text("2500000\n")
-        (folder / "max_energy_range_uj").write_text("10000000\n")
-    counter = rapl(tmp_path)
-    assert counter is not None
-    assert (counter.read(), counter.wraps) == (pytest.approx(2.5), pytest.approx(10.0))
-
-    def call() -> None:
-        (package / "energy_uj").write_text("500000\n")
-
-    assert joules(counter, call, 1e-4)["joules"] == pytest.approx(8.0)
-    assert rapl(tmp_path / "nothing") is None
-    (package / "energy_uj").unlink()
-    assert rapl(tmp_path) is None
-
-
-def test_hwmon_takes_the_socket_and_perf_needs_its_files(tmp_path: Path) -> None:
-    chip = tmp_path / "hwmon0"
-    chip.mkdir()
-    (chip / "name").write_text("amd_energy\n")
-    for k, value in ((1, 1_000_000), (2, 7_000_000)):
-        (chip / f"energy{k}_input").write_text(f"{value}\n")
-    counter = hwmon(tmp_path)
-    assert counter is not None
-    assert counter.read() == pytest.approx(7.0)
-    assert "amd_energy" in counter.name
-    assert hwmon(chip) is None
-    assert perf(tmp_path) is None
-
-
 def test_energy_coefficients_are_found_again() -> None:
     shapes = ((1, 1024, 1024), (64, 256, 256), (256, 1024, 1024), (4, 64, 64), (1, 64, 4096))
     tables = {f"n{i}": products(s) for i, s in enumerate(shapes)}
@@ -359,13 +321,6 @@ def test_a_plan_says_that_its_energies_are_modelled_where_no_counter_was_read() 
         compiled = api.aot_compile(torch.nn.Linear(16, 4).eval(), (torch.randn(2, 16),), settings=settings)
         assert compiled.plan.label == "calibrated"
         assert (api.ENERGY_MODELLED in compiled.plan.notes) is expected
-
-
-def test_a_counter_that_never_wraps_counts_up() -> None:
-    ticks = iter([1.0, 4.0])
-    spent = joules(Counter("test", lambda: next(ticks)), lambda: None, 1e-4)
-    assert spent["joules"] == pytest.approx(3.0)
-    assert spent["calls"] >= 1
 
 
 def test_rounds_that_a_neighbour_disturbed_are_left_out() -> None:

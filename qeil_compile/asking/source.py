@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from qeil_compile.calibration.energy import counter_for
 from qeil_compile.errors import InputError
 from qeil_compile.frontends.decoder import PROMPT
 from qeil_compile.generation import Sampling
@@ -21,6 +20,7 @@ from qeil_compile.sampling.extract import Extractor, number
 from qeil_compile.sampling.live import LiveSource, Meter, Rung
 from qeil_compile.sampling.samples import Cost, Reason, Tally
 from qeil_compile.sampling.selector import Selector
+from qeil_compile.telemetry.counters import counter_for
 
 #: Rows between which the price of one more sample is measured, steps and prompt that are run for it.
 _ROWS, _STEPS, _PROMPT = 8, 6, 64

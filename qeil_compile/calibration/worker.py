@@ -26,8 +26,8 @@ from qeil_compile.backends.onnx_tools import whole_program
 from qeil_compile.errors import QeilError, first_line
 from qeil_compile.forms.program import StageProgram
 from qeil_compile.frontends import Traced, trace
+from qeil_compile.telemetry.counters import counter_for, joules
 
-from .energy import counter_for, joules
 from .networks import chain_to_cut
 from .suite import suite
 

@@ -16,7 +16,7 @@ import typer
 
 from qeil_compile.errors import QeilError
 
-from . import ask, bench, calibrate, chat, demo, devices, explain, replay, run, validate, verify
+from . import ask, bench, calibrate, chat, demo, devices, explain, replay, run, top, validate, verify
 from . import compile as compile_command
 from .console import options
 
@@ -43,6 +43,7 @@ app.command("evaluate")(ask.evaluate)
 app.command("explain")(explain.command)
 app.command("verify")(verify.command)
 app.command("replay")(replay.command)
+app.command("top")(top.command)
 app.command("demo")(demo.command)
 app.add_typer(devices.app, name="devices")
 app.add_typer(bench.app, name="bench")

@@ -22,43 +22,50 @@ class NvidiaFacts:
     capability: tuple[int, int] | None
 
 
+def start_nvml(nvml: Any = None) -> tuple[Any, str]:
+    """The module `pynvml` (or `nvml` in its place), initialised; None and why where there is no driver.
+
+    Whoever starts it shuts it down: NVML counts.
+    """
+    if nvml is None:
+        try:
+            import pynvml as nvml
+        except ImportError:
+            return None, "NVML: Python package nvidia-ml-py is not installed"
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as exc:
+        if isinstance(exc, getattr(nvml, "NVMLError_LibraryNotFound", ())):
+            return None, "NVML library not found (no NVIDIA driver on this machine)"
+        return None, f"NVML: {exc}"
+    return nvml, ""
+
+
 def nvidia_devices() -> tuple[list[NvidiaFacts], str]:
     """The boards in NVML's order, and why there are none."""
+    nvml, reason = start_nvml()
+    if nvml is None:
+        return [], reason
     try:
-        import pynvml
-    except ImportError:
-        return [], "NVML: Python package nvidia-ml-py is not installed"
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as exc:
-        if isinstance(exc, getattr(pynvml, "NVMLError_LibraryNotFound", ())):
-            return [], "NVML library not found (no NVIDIA driver on this machine)"
-        return [], f"NVML: {exc}"
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        return [
-            _facts(pynvml, i) for i in range(count)
-        ], "" if count else "NVML: the driver reports no device"
-    except pynvml.NVMLError as exc:
+        count = nvml.nvmlDeviceGetCount()
+        return [_facts(nvml, i) for i in range(count)], "" if count else "NVML: the driver reports no device"
+    except nvml.NVMLError as exc:
         return [], f"NVML: {exc}"
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def total_energy(index: int) -> float:
     """Energy [J] that a board has drawn since the driver was loaded. Raises `OSError` where it is not told."""
+    nvml, reason = start_nvml()
+    if nvml is None:
+        raise OSError(reason)
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception as exc:  # no package, no library or no driver: each has an error type of its own
-        raise OSError(f"NVML: {exc}") from exc
-    try:
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(index))) * 1e-3
-    except pynvml.NVMLError as exc:
+        return float(nvml.nvmlDeviceGetTotalEnergyConsumption(nvml.nvmlDeviceGetHandleByIndex(index))) * 1e-3
+    except nvml.NVMLError as exc:
         raise OSError(f"NVML: {exc}") from exc
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def _facts(nvml: Any, index: int) -> NvidiaFacts:
