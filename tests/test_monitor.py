@@ -257,8 +257,8 @@ def test_limits_come_from_profiles_and_conditions() -> None:
 
 
 def test_names_of_devices_in_snapshots() -> None:
-    engines = {"torch:cuda:1": "gpu1", "onnxruntime:CUDA": "gpu0", "onnxruntime:TensorRT:2": "gpu2", "openvino:GPU": "x"}
-    for spec, expected in engines.items():
+    names = {"torch:cuda:1": "gpu1", "onnxruntime:CUDA": "gpu0", "onnxruntime:TensorRT:2": "gpu2", "openvino:GPU": "x"}
+    for spec, expected in names.items():
         assert sensor_of(device("x", spec, kind="gpu")) == expected
     assert sensor_of(device("big", "torch:cpu")) == "cpu"
     assert sensor_of(load_target("intel-285hx-rtx-pro-5000").device_of("gpu")) == "gpu0"

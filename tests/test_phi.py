@@ -131,7 +131,7 @@ def test_it_stays_until_another_is_better_by_the_hysteresis() -> None:
     ((celsius, mine),) = switched
     assert mine > 1.05 * other
     assert chooser.price(0, {"hot": celsius - 0.5}).energy <= 1.05 * other
-    (entry,) = log.of("switch")
+    (entry,) = log.of("prefer")
     assert entry.facts["energy_before"] == pytest.approx(mine) and entry.facts["energy"] == pytest.approx(other)
     assert entry.facts["temperatures"] == {"hot": celsius} and "5%" in entry.facts["reason"]
     assert {"latency", "latency_before", "before", "at"} <= set(entry.facts)
@@ -140,7 +140,7 @@ def test_it_stays_until_another_is_better_by_the_hysteresis() -> None:
     assert chooser.choose({"hot": equal}, 2000.0) == 1
     back = next(c for c in np.arange(100.0, 20.0, -0.5) if 1.05 * chooser.price(0, {"hot": c}).energy < other)
     assert chooser.choose({"hot": back}, 2010.0) == 0
-    assert len(log.of("switch")) == 2
+    assert len(log.of("prefer")) == 2
 
 
 def test_a_plan_stays_for_the_dwell() -> None:
@@ -160,7 +160,7 @@ def test_noise_of_a_degree_does_not_make_it_swing() -> None:
     rng = np.random.default_rng(0)
     for k in range(300):
         chooser.choose({"hot": level + float(rng.integers(-1, 2))}, 3.0 * k)
-    assert len(log.of("switch")) == 1
+    assert len(log.of("prefer")) == 1
 
 
 @pytest.mark.parametrize(("latency", "energy", "expected"), [

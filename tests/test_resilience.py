@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qeil_compile.api import Settings, aot_compile
+from qeil_compile.api import Settings, aot_compile, find_target
 from qeil_compile.cli import main
 from qeil_compile.errors import BackendError, FailoverError, InputError
 from qeil_compile.generation import generate
@@ -35,6 +36,9 @@ from qeil_compile.runtime import (
 )
 from qeil_compile.runtime.faults import Fault, Watch, fault_of, is_finite
 from qeil_compile.runtime.guard import Guard
+from qeil_compile.runtime.monitor import Limits
+from qeil_compile.runtime.supervisor import Supervisor, Unwatched
+from qeil_compile.telemetry import Channel
 
 ENGINES = "onnxruntime:CPU,openvino:CPU,torch:cpu"
 PINS = {"layers.1": "openvino:CPU", "layers.0": "onnxruntime:CPU"}
@@ -57,6 +61,16 @@ def expected(decoder: CompiledDecoder) -> list[list[int]]:
 
 def tokens_of(runner: Runner, **more: Any) -> list[list[int]]:
     return [c.tokens for c in runner.generate([PROMPT], **JOB, **more)[0]]
+
+
+class Resting(Unwatched):
+    """What rests is what the list holds."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def avoided(self) -> list[str]:
+        return list(self.names)
 
 
 class Faulty:
@@ -147,9 +161,93 @@ def test_a_second_fault_in_the_plan_that_took_over(
     sabotage(monkeypatch, _raises)
     sabotage(monkeypatch, later, "openvino:CPU", at=1)
     runner = Runner(decoder)
-    # There are plans for the loss of one engine, none for the loss of two: what is left then is started anew.
     assert tokens_of(runner) == expected
-    assert [d.kind for d in runner.log.entries if d.kind in ("failover", "restart")] == ["failover", "restart"]
+    assert len(runner.log.of("failover")) == 2
+    assert runner.session.standby.variant.placements == ["torch:cpu"]
+
+
+def test_the_only_plan_that_is_left_is_started_anew_once(
+    decoder: CompiledDecoder, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fired: list[int] = []
+
+    def once(stage: Any, found: dict[str, np.ndarray]) -> Any:
+        if not fired:
+            fired.append(1)
+            raise RuntimeError("busy")
+        return found
+
+    sabotage(monkeypatch, once)
+    phases = {
+        n: replace(p, plan=replace(p.plan, failovers=(), spares=())) for n, p in decoder.phases.items()
+    }
+    runner = Runner(replace(decoder, phases=phases, spares=()))
+    assert tokens_of(runner) == expected
+    assert [d.kind for d in runner.log.entries] == ["fault", "restart", "recovered"]
+
+
+class Heating:
+    """A sensor of a board whose temperature the test sets."""
+
+    name = "board"
+    channels = (Channel("gpu0", "temperature", "C", "test"),)
+
+    def __init__(self) -> None:
+        self.celsius = 40.0
+
+    def read(self) -> list[float]:
+        return [self.celsius]
+
+
+def test_a_hot_device_hands_its_stages_over_and_takes_them_back() -> None:
+    """The board is emulated; its temperature is the test's, and time that of the snapshots."""
+    folder = Path(str(files("qeil_compile.models.data") / "reasoner"))
+    settings = Settings(target="lunar-lake-258v", measure=False, threads=1, pins={"layers": "openvino:GPU"})
+    model = compile_decoder(folder, Generation(prompt=16, tokens=16, samples=4), settings)
+    log, sensor, now = DecisionLog(), Heating(), [0.0]
+    supervisor = Supervisor(
+        model.step_plans, find_target("lunar-lake-258v"), log, sensors=[sensor],
+        limits={"igpu": Limits(ceiling=85.0, sensor="gpu0")}, clock=lambda: now[0],
+    )  # fmt: skip
+    runner = Runner(model, log=log, oversight=supervisor)
+    used: list[bool] = []
+
+    def seen(event: Any) -> None:
+        if event.sample == 0:
+            step = len(used)
+            sensor.celsius = 90.0 if 3 <= step < 8 else 40.0
+            for _ in range(40):
+                now[0] += 0.25
+                supervisor.sampler.sample()
+            used.append("openvino:GPU" in runner.session.standby.variant.placements)
+
+    found = tokens_of(runner, on_token=seen)
+    assert [c.tokens for c in Runner(model).generate([PROMPT], **JOB)[0]] == found
+    assert used[0] and not used[6] and used[-1]
+    kinds = [d.kind for d in log.entries]
+    assert kinds.index("out") < kinds.index("switch") < kinds.index("return")
+
+
+def test_limits_of_unknown_devices_are_refused(decoder: CompiledDecoder) -> None:
+    with pytest.raises(InputError, match="limits: found gpu9, expected devices of host: cpu"):
+        Supervisor(decoder.step_plans, find_target("host"), DecisionLog(), limits={"gpu9": Limits()}, sensors=[])
+
+
+def test_a_supervised_device_works_its_share(decoder: CompiledDecoder) -> None:
+    class Half(Unwatched):
+        def share(self, where: tuple[str, ...]) -> float:
+            return 0.5 if "openvino:CPU" in where else 1.0
+
+    trace = Trace()
+    session = ResilientSession(decoder, recorder=trace, oversight=Half())
+    session.prefill([PROMPT])
+    for _ in range(20):
+        session.step(np.array([3]))
+    spans = [e for e in trace.to_json()["traceEvents"] if e["ph"] == "X" and e["name"].endswith("step")]
+    mine = [e for e in spans if e["args"]["placement"] == "openvino:CPU"]
+    # After each of its calls it waits as long as it worked.
+    after = [min(e["ts"] for e in spans if e["ts"] > m["ts"]) - m["ts"] - m["dur"] for m in mine[:-1]]
+    assert all(a >= 0.9 * m["dur"] for a, m in zip(after, mine, strict=False))
 
 
 def test_samples_that_ended_are_kept_when_no_plan_is_left(
@@ -248,7 +346,7 @@ def test_a_device_that_rests_gives_its_cache_away_and_comes_back(
     decoder: CompiledDecoder, expected: list[list[int]]
 ) -> None:
     resting: list[str] = []
-    runner = Runner(decoder, avoided=lambda: resting)
+    runner = Runner(decoder, oversight=Resting(resting))
     seen = 0
     used: list[tuple[str, ...]] = []
 
@@ -269,7 +367,7 @@ def test_a_cache_is_moved_or_rebuilt_whichever_is_cheaper(
     decoder: CompiledDecoder, expected: list[list[int]], per_token: float
 ) -> None:
     resting: list[str] = []
-    session = ResilientSession(decoder, avoided=lambda: resting)
+    session = ResilientSession(decoder, oversight=Resting(resting))
     whole = ResilientSession(decoder)
     for s in (session, whole):
         s.prefill([PROMPT, PROMPT[:2]])
@@ -386,8 +484,6 @@ def test_runs_go_on_without_an_engine(model: Compiled, monkeypatch: pytest.Monke
 
 
 def test_a_model_without_failover_plans_says_so(model: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     alone = replace(model, plan=replace(model.plan, failovers=(), spares=()), spares=())
     resilient = ResilientModel(alone)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,26 @@ def show(compiled: language.CompiledDecoder) -> None:
     table("compile steps (measured)", ("step", "time [s]"), [[n, f"{s:.2f}"] for n, s in compiled.seconds.items()])
 
 
-def started(artifact: Path, threads: int, watch: Watched | None = None) -> language.Runner:
+def started(artifact: Path, threads: int) -> language.Runner:
     """The artifact with its engines running."""
+    return _start(language.Runner(_loaded(artifact, threads)))
+
+
+@contextmanager
+def supervised(artifact: Path, threads: int, watch: Watched) -> Iterator[language.Runner]:
+    """The artifact with its engines running, watched as wanted."""
+    compiled = _loaded(artifact, threads)
+    with watch.supervisor(compiled.step_plans, compiled.emulated) as oversight:
+        yield _start(language.Runner(compiled, watch.resilience, watch.log, watch.trace, oversight))
+
+
+def _loaded(artifact: Path, threads: int) -> language.CompiledDecoder:
     compiled = language.CompiledDecoder.load(artifact)
     compiled.threads = threads
-    runner = (
-        language.Runner(compiled) if watch is None
-        else language.Runner(compiled, watch.resilience, watch.log, watch.trace)
-    )  # fmt: skip
+    return compiled
+
+
+def _start(runner: language.Runner) -> language.Runner:
     with progress() as step:
         runner.start(lambda done, total: step("start engines", done, total))
     return runner
@@ -139,11 +152,7 @@ def generate(
     """Samples of each prompt. One sample of one prompt is written as it comes."""
     if not prompts:
         raise InputError(f"{artifact}: holds a language model; give a text with --prompt")
-    runner = started(artifact, threads, watch)
     alone = len(prompts) == 1 and sampling.n == 1 and not as_json
-    if alone:
-        _write(prompts[0])
-    before = time.perf_counter()
 
     def seen(event: language.Event) -> None:
         if alone:
@@ -151,12 +160,16 @@ def generate(
         if watch.trace is not None:
             watch.trace.instant(event.text, "tokens", sample=event.sample, token=event.token)
 
-    try:
-        found = runner.generate(list(prompts), sampling, on_token=seen)
-    except FailoverError as error:
-        for c in error.finished:
-            say(f"finished before: sample {c.sample} of prompt {c.prompt}: {c.text.strip()}")
-        raise
+    with supervised(artifact, threads, watch) as runner:
+        if alone:
+            _write(prompts[0])
+        before = time.perf_counter()
+        try:
+            found = runner.generate(list(prompts), sampling, on_token=seen)
+        except FailoverError as error:
+            for c in error.finished:
+                say(f"finished before: sample {c.sample} of prompt {c.prompt}: {c.text.strip()}")
+            raise
     seconds = time.perf_counter() - before
     tokens = sum(len(c.tokens) for samples in found for c in samples)
     label = "emulated" if runner.compiled.emulated else "measured"

@@ -15,7 +15,7 @@ from qeil_compile.runtime import ResilientModel
 
 from . import arguments, decoder
 from .console import ms, print_json, progress, say, table
-from .watched import Canary, Isolate, LogFile, StageSeconds, TraceFile, Watched, watched
+from .watched import Canary, Isolate, LogFile, Monitor, StageSeconds, TraceFile, Watched, watched
 
 
 def command(
@@ -41,10 +41,11 @@ def command(
     isolate: Isolate = False,
     canary: Canary = None,
     deadline: StageSeconds = None,
+    monitor: Monitor = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Run an artifact; without inputs, on the sample inputs that it holds. A stage that fails is replaced."""
-    with watched(trace, log, isolate, canary, deadline) as watch:
+    with watched(trace, log, isolate, canary, deadline, monitor) as watch:
         if language.is_decoder_artifact(artifact):
             sampling = language.Sampling(
                 repetition_penalty, temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop or ()), n=samples
@@ -65,10 +66,11 @@ def _run_arrays(
     given = arguments.arrays(values_given, inputs)
     compiled = api.load(artifact)
     compiled.threads = threads
-    with progress() as step:
+    plans = (compiled.plan, *compiled.plan.spares)
+    with watch.supervisor(plans, compiled.emulated) as oversight, progress() as step:
         model = ResilientModel(
-            compiled, watch.resilience, watch.log, watch.trace,
-            progress=lambda done, total: step("start engines", done, total),
+            compiled, watch.resilience, watch.log, watch.trace, oversight,
+            lambda done, total: step("start engines", done, total),
         )  # fmt: skip
         values, timing = model.timed(given or compiled.golden.inputs, repeat)
     if output is not None:

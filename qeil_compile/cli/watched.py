@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,10 @@ from typing import Annotated
 
 import typer
 
-from qeil_compile.runtime import Deadline, Decision, DecisionLog, Resilience, Trace
+from qeil_compile.api import find_target
+from qeil_compile.errors import TargetError
+from qeil_compile.plan import Plan
+from qeil_compile.runtime import Deadline, Decision, DecisionLog, Resilience, Supervisor, Trace
 
 from .arguments import check_file
 from .console import say
@@ -26,6 +29,9 @@ Isolate = Annotated[bool, typer.Option("--isolate", help="Engines run in process
 Canary = Annotated[
     float | None, typer.Option(min=0, metavar="SECONDS", help="Check golden inputs at the start and every so often.")
 ]
+Monitor = Annotated[
+    bool, typer.Option("--monitor", help="Read sensors; rest devices before they are too hot or full.")
+]
 StageSeconds = Annotated[
     float | None, typer.Option("--deadline", min=0.001, metavar="SECONDS", help="Least time that a stage always has.")
 ]
@@ -38,12 +44,31 @@ class Watched:
     resilience: Resilience
     log: DecisionLog
     trace: Trace | None
+    monitor: bool
+
+    @contextmanager
+    def supervisor(self, plans: Sequence[Plan], emulated: Mapping[str, str]) -> Iterator[Supervisor | None]:
+        """The oversight that is wanted for a model with these plans (its own first); None where none is.
+
+        Raises `TargetError` for a model whose devices are not here.
+        """
+        if not self.monitor:
+            yield None
+            return
+        if emulated:
+            raise TargetError(
+                f"--monitor: {', '.join(emulated)} is not on this machine, so its sensors would say nothing of it"
+            )
+        target = plans[0].target
+        with Supervisor(plans, find_target(target), self.log, counters=self.trace) as supervisor:
+            yield supervisor
 
 
 @contextmanager
 def watched(
-    trace: Path | None, log: Path | None, isolate: bool, canary: float | None, deadline: float | None
-) -> Iterator[Watched]:
+    trace: Path | None, log: Path | None, isolate: bool, canary: float | None, deadline: float | None,
+    monitor: bool,
+) -> Iterator[Watched]:  # fmt: skip
     """Settings for a run; at its end its trace is written, whatever became of it. Raises `OutputError` before it."""
     if trace is not None:
         check_file(trace, ".json", overwrite=True)
@@ -57,7 +82,8 @@ def watched(
     decisions = DecisionLog(log, heard)
     limits = Deadline() if deadline is None else Deadline(least=deadline, first=max(deadline, Deadline().first))
     try:
-        yield Watched(Resilience(limits, isolate, math.inf if canary is None else canary), decisions, events)
+        seconds = math.inf if canary is None else canary
+        yield Watched(Resilience(limits, isolate, seconds), decisions, events, monitor)
     finally:
         decisions.close()
         if trace is not None and events is not None:

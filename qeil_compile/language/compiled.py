@@ -141,9 +141,24 @@ class CompiledDecoder:
         plans = [p.plan for p in self.phases.values()]
         spares = tuple(whole([p.plan for p in spare.values()]) for spare in self.spares)
         k = spare_for(replace(whole(plans), spares=spares), {}, lost)
-        if k is None:
+        return self.numbered(0 if k is None else k + 1)
+
+    def numbered(self, k: int) -> CompiledDecoder:
+        """By its own plans (0), or by those of its spare k - 1; the same object each time."""
+        if not k:
             return self
-        return self._without.setdefault(k, replace(self, phases=self.spares[k], spares=(), timings=()))
+        return self._without.setdefault(k, replace(self, phases=self.spares[k - 1], spares=(), timings=()))
+
+    @property
+    def step_plans(self) -> list[Plan]:
+        """Of its own plans and of each spare's, the plan of the steps that most of the time goes into."""
+        shares = self.workload.shares
+
+        def seconds(rows: int) -> float:
+            return shares[rows] * self.phases[step_phase(rows)].plan.objectives.latency
+
+        name = step_phase(max(shares, key=seconds))
+        return [self.phases[name].plan, *(spare[name].plan for spare in self.spares)]
 
     def verify(self, session: Session | None = None) -> float:
         """Largest difference of logits from the unpartitioned decoder's, as a share of their spread: of the golden

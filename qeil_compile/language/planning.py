@@ -90,7 +90,8 @@ def spare_plans(
     limits = PartitionSettings(settings.pins, tuple(together), settings.forbidden, settings.strategies,
                                Search(seed=settings.seed, seconds=settings.search_seconds))  # fmt: skip
     found = phase_failovers(front, point, settings.objective, limits)
-    return {n: replace(plans[n], failovers=p.failovers, spares=p.spares) for n, p in found.items()}
+    pins = dict(settings.pins)
+    return {n: replace(plans[n], pins=pins, failovers=p.failovers, spares=p.spares) for n, p in found.items()}
 
 
 def single_plans(front: JointFront, objective: str) -> dict[str, Mapping[str, Plan]]:

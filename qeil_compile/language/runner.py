@@ -18,9 +18,10 @@ from qeil_compile.generation import Completion, Event, Sampling, Tokenizer, gene
 from qeil_compile.language.compiled import CompiledDecoder
 from qeil_compile.language.files import load_files
 from qeil_compile.runtime.decisions import DecisionLog
-from qeil_compile.runtime.guard import Recorder, Where
+from qeil_compile.runtime.guard import Recorder
 from qeil_compile.runtime.resilience import Resilience
 from qeil_compile.runtime.resilient import ResilientSession, TaintedError
+from qeil_compile.runtime.supervisor import Oversight
 
 #: Text, token numbers, or messages of a conversation with `role` and `content`.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -30,18 +31,17 @@ class Runner:
     """Generation with one compiled decoder. Engines start on first use; calls from several threads take turns.
 
     When an engine or a device fails, a failover plan takes over and generation goes on with the same tokens (see
-    `runtime.resilient`). What was decided is in `log`; `recorder` is told of each call of a stage. `avoided` and
-    `shares` say which devices should rest (see `runtime.monitor`).
+    `runtime.resilient`). What was decided is in `log`; `recorder` is told of each call of a stage. `oversight`, a
+    `Supervisor`, says which devices should rest and which plan should be in force.
     """
 
     def __init__(
         self, compiled: CompiledDecoder, resilience: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, shares: Callable[[Where], float] = lambda where: 1.0,
-        avoided: Callable[[], Sequence[str]] = tuple,
+        recorder: Recorder | None = None, oversight: Oversight | None = None,
     ) -> None:  # fmt: skip
         self.compiled = compiled
         self.log = log or DecisionLog()
-        self._resilient = (resilience, self.log, recorder, shares, avoided)
+        self._resilient = (resilience, self.log, recorder, oversight)
         self._lock = threading.Lock()
 
     @cached_property

@@ -8,8 +8,9 @@ from .faults import Deadline, Fault, FaultKind, StageFault
 from .resilience import Resilience
 from .resilient import ResilientModel, ResilientSession, TaintedError
 from .resolve import Resolved, resolve
+from .supervisor import Supervisor
 from .trace import Trace
 
 __all__ = ["Compiled", "Deadline", "Decision", "DecisionLog", "Executor", "Explanation", "Fault", "FaultKind",
-           "Resilience", "ResilientModel", "ResilientSession", "Resolved", "StageFault", "TaintedError", "Trace",
-           "explain", "resolve"]  # fmt: skip
+           "Resilience", "ResilientModel", "ResilientSession", "Resolved", "StageFault", "Supervisor", "TaintedError",
+           "Trace", "explain", "resolve"]  # fmt: skip

@@ -65,8 +65,12 @@ class Compiled:
         k = spare_for(self.plan, self.costs, lost)
         if k is None:
             return self
+        return self.numbered(k + 1)
+
+    def numbered(self, k: int) -> Compiled:
+        """By its own plan (0), or by its spare k - 1; the same object each time."""
         # Of several threads that ask at once all get the same one.
-        return self._without.setdefault(k, self.spare(k))
+        return self._without.setdefault(k - 1, self.spare(k - 1)) if k else self
 
     def spare(self, k: int) -> Compiled:
         """Spare plan k, with nothing started; it shares the weights of this one."""

@@ -93,7 +93,7 @@ class PlanChooser:
             best, reason = found
             mine, its = prices[self.index], prices[best]
             self._log.record(
-                "switch", self.plans[best].strategy, before=self.plans[self.index].strategy, reason=reason,
+                "prefer", self.plans[best].strategy, before=self.plans[self.index].strategy, reason=reason,
                 latency=its.latency, energy=its.energy, latency_before=mine.latency, energy_before=mine.energy,
                 temperatures=dict(temperatures), at=now,
             )  # fmt: skip

@@ -17,7 +17,8 @@ from qeil_compile.errors import BackendError, FailoverError, InputError, Verific
 
 from .decisions import DecisionLog
 from .faults import Deadline, Fault, FaultKind, StageFault
-from .guard import Guard, Recorder, Where
+from .guard import Guard, Recorder
+from .supervisor import Oversight, Unwatched
 
 Running = TypeVar("Running")
 Progress = Callable[[int, int], None]
@@ -60,6 +61,10 @@ class Variants(Protocol[Running]):
         """The model by a plan that does without these. Raises `FailoverError`, `InputError`."""
         ...
 
+    def numbered(self, k: int) -> Any:
+        """The model by its own plan (0), or by its spare k - 1; the same objects as from `without`."""
+        ...
+
     def start_guarded(self, guard: Guard, isolate: bool, progress: Progress) -> Running:
         """Compile its stages on their engines, each under watch. Raises `BackendError`."""
         ...
@@ -80,15 +85,16 @@ class Standby(Generic[Running]):
 
     def __init__(
         self, model: Variants[Running], settings: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, shares: Callable[[Where], float] = lambda where: 1.0,
+        recorder: Recorder | None = None, oversight: Oversight | None = None,
         clock: Callable[[], float] = time.monotonic, progress: Progress = lambda done, total: None,
     ) -> None:  # fmt: skip
         """Starts the plan, or that of its failover plans that can be. Raises `FailoverError` where none can."""
         self.model, self.settings, self.log = model, settings or Resilience(), log or DecisionLog()
-        self._recorder, self._shares, self._clock, self._progress = recorder, shares, clock, progress
+        self._recorder, self._oversight = recorder, oversight or Unwatched()
+        self._clock, self._progress = clock, progress
         self._lost: dict[str, _Loss] = {}
         self._times: Counter[str] = Counter()
-        self._avoided: tuple[str, ...] = ()
+        self._asked: tuple[tuple[str, ...], int] = ((), 0)
         self._restarted: set[frozenset[str]] = set()
         self._checked = -math.inf
         self.variant: Any = model
@@ -133,18 +139,22 @@ class Standby(Generic[Running]):
         """Whether `canary` seconds have passed since the golden inputs ran."""
         return self.checks and self._clock() - self._checked >= self.settings.canary
 
-    def avoid(self, names: Sequence[str]) -> Any:
-        """The variant that should run, given what is lost and that `names` (placements, devices) should not be used.
+    def wanted(self) -> Any:
+        """The variant that should run, given what is lost, what should rest, and which plan is the best now.
 
-        That is the one which runs where nothing better can: a device that should rest, but has no substitute, stays.
+        A device that should rest, but that nothing can replace, stays in use.
         """
+        names, index = tuple(self._oversight.avoided()), self._oversight.preferred()
         due = [n for n, loss in self._lost.items() if self._clock() - loss.time >= self._patience(n)]
-        if not due and tuple(names) == self._avoided:
+        if not due and (names, index) == self._asked:
             return self.variant
-        self._avoided = tuple(names)
+        self._asked = names, index
         for name in due:
             self._lost[name].time = self._clock()
         still = [n for n in self._lost if n not in due]
+        best = self.model.numbered(index)
+        if not best.used.intersection([*still, *names]):
+            return best
         for gone in ([*still, *names], still):
             try:
                 return self.model.without(*gone)
@@ -230,7 +240,7 @@ class Standby(Generic[Running]):
 
     def _started(self, variant: Any) -> Running:
         """Raises `StageFault` where the engines do not start, or golden inputs come out wrong."""
-        guard = Guard(self.settings.deadline, self._recorder, self._shares)
+        guard = Guard(self.settings.deadline, self._recorder, self._oversight.share)
         where = tuple(variant.placements)
         started = time.perf_counter()
 

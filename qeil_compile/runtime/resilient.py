@@ -22,10 +22,11 @@ from qeil_compile.models.decoder import DecoderFacts
 from .decisions import DecisionLog
 from .executor import Executor
 from .faults import Fault, FaultKind, StageFault
-from .guard import Recorder, Where
+from .guard import Recorder
 from .measure import Timing, repeated
 from .resilience import Progress, Resilience, Standby, Variants
 from .session import SavedRows, Session
+from .supervisor import Oversight
 
 T = TypeVar("T")
 #: Bytes per second at which a cache leaves one engine and enters another, at least.
@@ -52,19 +53,17 @@ class _Saved:
 class ResilientSession:
     """A `Session` that survives faults; has its methods. Not safe to call from several threads.
 
-    `avoided` gives the devices and placements that should rest now (see `runtime.monitor`); it is asked before each
-    call.
+    `oversight` (a `Supervisor`) says between tokens which devices should rest and which plan should be in force.
     """
 
     def __init__(
         self, model: DecoderVariants, settings: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, shares: Callable[[Where], float] = lambda where: 1.0,
-        avoided: Callable[[], Sequence[str]] = tuple, progress: Progress = lambda done, total: None,
+        recorder: Recorder | None = None, oversight: Oversight | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> None:  # fmt: skip
         """Starts the engines. Raises `FailoverError` where no plan can be started, and why."""
-        self.standby: Standby[Session] = Standby(model, settings, log, recorder, shares, progress=progress)
+        self.standby: Standby[Session] = Standby(model, settings, log, recorder, oversight, progress=progress)
         self._facts = model.facts
-        self._avoided = avoided
         self._tokens: list[list[int]] = []
         self._losses: list[Fault] = []
         #: Seconds per token of the last prompts, for the price of a rebuilt cache.
@@ -173,7 +172,7 @@ class ResilientSession:
             if self.standby.variant.used.intersection(fault.placements):
                 raise StageFault(fault)
             self.standby.note(fault)
-        wanted = self.standby.avoid(self._avoided())
+        wanted = self.standby.wanted()
         if wanted is not self.standby.variant:
             self._switch(wanted)
         if self.standby.check_is_due:
@@ -246,12 +245,11 @@ class ResilientModel:
 
     def __init__(
         self, model: Variants[Executor], settings: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, shares: Callable[[Where], float] = lambda where: 1.0,
-        avoided: Callable[[], Sequence[str]] = tuple, progress: Progress = lambda done, total: None,
+        recorder: Recorder | None = None, oversight: Oversight | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> None:  # fmt: skip
         """Starts the engines. Raises `FailoverError` where no plan can be started, and why."""
-        self.standby: Standby[Executor] = Standby(model, settings, log, recorder, shares, progress=progress)
-        self._avoided = avoided
+        self.standby: Standby[Executor] = Standby(model, settings, log, recorder, oversight, progress=progress)
 
     @property
     def log(self) -> DecisionLog:
@@ -262,7 +260,7 @@ class ResilientModel:
         """As `Compiled.run`. Raises `FailoverError` when no plan is left."""
         while True:
             try:
-                wanted = self.standby.avoid(self._avoided())
+                wanted = self.standby.wanted()
                 if wanted is not self.standby.variant:
                     self.standby.switch(wanted, "the plan in force should rest, or a better one is back")
                 if self.standby.check_is_due:
