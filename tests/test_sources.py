@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,33 @@ def test_live_rounds_go_on_where_the_last_one_ended(rung: qs.Rung) -> None:
     assert texts[0] == texts[1] and len(set(texts[0])) > 1
 
 
+class Saving(LlamaSession):
+    """With a cache that can be put aside; steps write into the cache, so it is copied both ways."""
+
+    def save(self) -> Any:
+        return self._lengths.clone(), [(k.clone(), v.clone()) for k, v in self._cache]
+
+    def restore(self, saved: Any) -> None:
+        self._lengths, self._cache = saved[0].clone(), [(k.clone(), v.clone()) for k, v in saved[1]]
+
+
+def test_a_prompt_runs_once_for_all_rounds(rung: qs.Rung) -> None:
+    model = rung.session.model  # type: ignore[attr-defined]
+    found = []
+    for session in (LlamaSession(model), Saving(model)):
+        source = qs.LiveSource([replace(rung, session=session, price=qs.Price(0.1, prompt=5.0))], first_word)
+        answers, passes = [], 0.0
+        for question in ("Once upon", "Once upon a time"):
+            verdict = qs.ask(source, qs.Selector(qs.Looks((2, 4, 6))), question)
+            answers.append(verdict.answer)
+            passes += verdict.cost.passes
+        found.append((answers, session.prefilled, passes))
+    (answers, tokens, spent), (same, fewer, less) = found
+    assert same == answers and 3 * fewer == tokens
+    # Of three rounds of each of two questions two thirds ran no prompt.
+    assert spent - less == pytest.approx(4 * 5.0)
+
+
 def test_live_samples_carry_features_and_prices(rung: qs.Rung) -> None:
     source = qs.LiveSource([rung], first_word)
     flight = source.draw("Once", qs.Draw(0, 3), 0)
@@ -255,8 +283,6 @@ def test_live_verdict_cancels_the_rows_that_go_on(rung: qs.Rung) -> None:
 
 
 def test_a_meter_makes_joules_measured(rung: qs.Rung) -> None:
-    from dataclasses import replace
-
     counter = iter(range(10_000))
     source = qs.LiveSource([replace(rung, meter=lambda: float(next(counter)))], first_word)
     verdict = qs.ask(source, qs.Selector(qs.Looks((2,))), "Once")

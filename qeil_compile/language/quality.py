@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qeil_compile.errors import InputError
+from qeil_compile.runtime.resilient import ResilientSession
 from qeil_compile.runtime.session import Session
 
 #: Tokens of a text that the model writes itself where none is given, and how many such texts.
@@ -43,7 +44,7 @@ def windows(tokens: Sequence[int], context: int, most: int | None = None) -> lis
     return found
 
 
-def perplexity(session: Session, texts: Sequence[Sequence[int]]) -> tuple[float, int]:
+def perplexity(session: Session | ResilientSession, texts: Sequence[Sequence[int]]) -> tuple[float, int]:
     """e to the mean negative logarithm of the probability of a token given those before it in its text, and how many
     tokens that is over."""
     scores = np.concatenate([session.score([text])[0] for text in texts])

@@ -91,7 +91,7 @@ class Watch:
                 raise TimeoutError
         if job.error is not None:
             raise job.error
-        return job.result  # type: ignore[no-any-return]
+        return job.result
 
     def close(self) -> None:
         """End the thread, or leave it behind."""

@@ -234,8 +234,8 @@ def _compiled(head: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Decoder
     engine: Any = backend(head["engine"])
     rest = (arrays, head["device"], head["exclusive"], head["threads"])
     if "states" in head:
-        return engine.compile_decoder(program, head["states"], *rest)  # type: ignore[no-any-return]
-    return engine.compile(program, *rest)  # type: ignore[no-any-return]
+        return engine.compile_decoder(program, head["states"], *rest)
+    return engine.compile(program, *rest)
 
 
 def _answer(stage: Any, head: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -243,9 +243,9 @@ def _answer(stage: Any, head: Mapping[str, Any], arrays: dict[str, np.ndarray]) 
     if verb == "call":
         return {str(k): a for k, a in enumerate(stage(list(arrays.values())))}
     if verb == "run":
-        return stage.run(arrays)  # type: ignore[no-any-return]
+        return stage.run(arrays)
     if verb == "export":
-        return stage.export()  # type: ignore[no-any-return]
+        return stage.export()
     if verb == "load":
         stage.load(arrays)
     elif verb == "select":

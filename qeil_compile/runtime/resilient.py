@@ -265,7 +265,7 @@ class ResilientModel:
                     self.standby.switch(wanted, "the plan in force should rest, or a better one is back")
                 if self.standby.check_is_due:
                     self.standby.check()
-                return self.standby.variant.run(inputs)  # type: ignore[no-any-return]
+                return self.standby.variant.run(inputs)
             except StageFault as error:
                 self.standby.fail(error.fault)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from qeil_compile.errors import InputError
 from qeil_compile.generation import Batch, Completion, DecoderSession, Sampling, Tokenizer
 from qeil_compile.generation.batch import Prompt
@@ -18,6 +20,48 @@ from .samples import Cost, Sample
 
 #: Joules of an energy counter so far, of which differences are taken.
 Meter = Callable[[], float]
+
+
+class KeptPrompt:
+    """A session that runs the same prompts only once in a row: a further round of samples goes on from their cache.
+
+    `session` is a `DecoderSession` with `save` and `restore`; `ran` says whether the last `prefill` ran.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._kept: tuple[list[list[int]], Any, np.ndarray] | None = None
+        self.ran = False
+
+    @property
+    def vocab(self) -> int:
+        return int(self._session.vocab)
+
+    @property
+    def context(self) -> int:
+        return int(self._session.context)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.asarray(self._session.lengths)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        key = [list(p) for p in prompts]
+        self.ran = self._kept is None or self._kept[0] != key
+        if not self.ran:
+            assert self._kept is not None
+            self._session.restore(self._kept[1])
+            return self._kept[2]
+        # What the session returns is overwritten by its next call.
+        logits = np.array(self._session.prefill(prompts))
+        self._kept = key, self._session.save(), logits
+        return logits
+
+    def select(self, rows: np.ndarray) -> None:
+        self._session.select(rows)
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        return np.asarray(self._session.step(tokens))
 
 
 @dataclass
@@ -45,6 +89,7 @@ class LiveSource:
             raise InputError(f"source: found {len(rungs)} rungs, expected at least one, with passes of 1 token or more")
         self.rungs = list(rungs)
         self.extract = extract
+        self._sessions = [_kept(r.session) for r in rungs]
 
     def price(self, rung: int) -> Price:
         return self.rungs[rung].price
@@ -55,8 +100,14 @@ class LiveSource:
         temperature = rung.sampling.temperature if draw.temperature is None else draw.temperature
         sampling = replace(rung.sampling, n=draw.size, temperature=temperature)
         # Samples go on numbering where the last round ended, and have random numbers of their own by that.
-        batch = Batch(rung.session, rung.tokenizer, [rung.prompt(question)], sampling, first_sample=drawn)
+        session = self._sessions[draw.rung]
+        batch = Batch(session, rung.tokenizer, [rung.prompt(question)], sampling, first_sample=drawn)
         return LiveRound(batch, rung, self.extract, draw.rung)
+
+
+def _kept(session: DecoderSession) -> DecoderSession:
+    """The session with its prompts kept, where it can hold them."""
+    return KeptPrompt(session) if hasattr(session, "save") and hasattr(session, "restore") else session
 
 
 class LiveRound:
@@ -90,7 +141,8 @@ class LiveRound:
         if self._rung.meter is not None:
             self._joules += self._rung.meter() - before
         self._passes += (1 + (rows - 1) * self._rung.price.rho) / self._rung.pass_tokens
-        self._passes += self._rung.price.prompt if first else 0.0
+        if first and getattr(self._batch.session, "ran", True):
+            self._passes += self._rung.price.prompt
         return [(e.row, self._sample(self._batch.rows[e.row])) for e in events if e.finish_reason is not None]
 
     def partial(self, place: int) -> Sample:
