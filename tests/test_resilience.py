@@ -575,9 +575,27 @@ def test_run_writes_a_trace_and_a_log(
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
     assert kinds[:2] == ["fault", "failover"]
     names = {e["cat"] for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] != "M"}
-    assert {"stage", "tokens", "decisions"} <= names
+    assert {"stage", "tokens", "decisions", "sensor"} <= names
     assert main([*arguments, "--trace", str(tmp_path / "missing" / "t.json")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_run_under_the_monitor(
+    decoder: CompiledDecoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder.save(tmp_path / "m.qeil")
+    arguments = ["run", str(tmp_path / "m.qeil"), "--prompt", "Tom has", "--max-tokens", "8", "--monitor"]
+    assert main([*arguments, "--trace", str(tmp_path / "t.json")]) == 0
+    counters = {e["name"] for e in json.loads((tmp_path / "t.json").read_text())["traceEvents"] if e["ph"] == "C"}
+    assert "cpu load [1]" in counters
+
+
+def test_the_monitor_wants_the_devices_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    settings = Settings(target="lunar-lake-258v", measure=False, failover=False)
+    aot_compile(torch.nn.Linear(4, 4).eval(), (torch.ones(1, 4),), settings=settings).save(tmp_path / "m.qeil")
+    assert main(["run", str(tmp_path / "m.qeil"), "--monitor"]) == 1
+    assert "is not on this machine" in capsys.readouterr().err
 
 
 def test_run_of_arrays_is_traced(model: Compiled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ def started(artifact: Path, threads: int) -> language.Runner:
 def supervised(artifact: Path, threads: int, watch: Watched) -> Iterator[language.Runner]:
     """The artifact with its engines running, watched as wanted."""
     compiled = _loaded(artifact, threads)
-    with watch.supervisor(compiled.step_plans, compiled.emulated) as oversight:
+    with watch.supervisor(compiled.step_plans) as oversight:
         yield _start(language.Runner(compiled, watch.resilience, watch.log, watch.trace, oversight))
 
 

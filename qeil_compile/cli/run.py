@@ -67,7 +67,7 @@ def _run_arrays(
     compiled = api.load(artifact)
     compiled.threads = threads
     plans = (compiled.plan, *compiled.plan.spares)
-    with watch.supervisor(plans, compiled.emulated) as oversight, progress() as step:
+    with watch.supervisor(plans) as oversight, progress() as step:
         model = ResilientModel(
             compiled, watch.resilience, watch.log, watch.trace, oversight,
             lambda done, total: step("start engines", done, total),

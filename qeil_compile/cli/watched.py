@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,12 @@ from typing import Annotated
 import typer
 
 from qeil_compile.api import find_target
+from qeil_compile.backends import found_devices
 from qeil_compile.errors import TargetError
 from qeil_compile.plan import Plan
-from qeil_compile.runtime import Deadline, Decision, DecisionLog, Resilience, Supervisor, Trace
+from qeil_compile.runtime import Deadline, Decision, DecisionLog, Resilience, Supervisor, Trace, resolve
+from qeil_compile.runtime.supervisor import write_counters
+from qeil_compile.telemetry import Sampler, find_sensors
 
 from .arguments import check_file
 from .console import say
@@ -47,21 +50,35 @@ class Watched:
     monitor: bool
 
     @contextmanager
-    def supervisor(self, plans: Sequence[Plan], emulated: Mapping[str, str]) -> Iterator[Supervisor | None]:
+    def supervisor(self, plans: Sequence[Plan]) -> Iterator[Supervisor | None]:
         """The oversight that is wanted for a model with these plans (its own first); None where none is.
 
-        Raises `TargetError` for a model whose devices are not here.
+        Raises `TargetError` for a model that was planned for another machine: its limits are not those of this one.
         """
         if not self.monitor:
-            yield None
+            with self._sensors_in_trace():
+                yield None
             return
-        if emulated:
+        target = find_target(plans[0].target)
+        specs = [p.spec for p in target.placements]
+        absent = [s for s, r in resolve(specs, found_devices(s.partition(":")[0] for s in specs)).items() if r.emulated]
+        if absent:
             raise TargetError(
-                f"--monitor: {', '.join(emulated)} is not on this machine, so its sensors would say nothing of it"
+                f"--monitor: the model was planned for {target.name}, of which {absent[0]} is not on this machine: its "
+                f"limits are not this one's; compile for host"
             )
-        target = plans[0].target
-        with Supervisor(plans, find_target(target), self.log, counters=self.trace) as supervisor:
+        with Supervisor(plans, target, self.log, counters=self.trace) as supervisor:
             yield supervisor
+
+    @contextmanager
+    def _sensors_in_trace(self) -> Iterator[None]:
+        trace = self.trace
+        if trace is None:
+            yield
+            return
+        with Sampler(find_sensors()[0]) as sampler:
+            sampler.listen("trace", lambda snapshot: write_counters(trace, snapshot))
+            yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, isnan
 from typing import Protocol
 
 from qeil_compile.devices import Target
@@ -134,10 +134,14 @@ class Supervisor:
     def _heard(self, snapshot: Snapshot) -> None:
         self._shares = self._monitor.update(snapshot)
         if self._counters is not None:
-            for channel, value in snapshot.values.items():
-                if channel.quantity in _TRACED and value == value:
-                    name = f"{channel.device} {channel.quantity} [{channel.unit}]"
-                    self._counters.counter(name, snapshot.time, value)
+            write_counters(self._counters, snapshot)
+
+
+def write_counters(counters: Counters, snapshot: Snapshot) -> None:
+    """Power, temperature, clock, memory and load of a snapshot, as far as they were read."""
+    for channel, value in snapshot.values.items():
+        if channel.quantity in _TRACED and not isnan(value):
+            counters.counter(f"{channel.device} {channel.quantity} [{channel.unit}]", snapshot.time, value)
 
 
 def _no_cheaper(plan: Plan, chosen: Objectives) -> Plan:
