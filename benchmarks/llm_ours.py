@@ -82,9 +82,10 @@ class Ours(Peer):
     def overhead(self, prompt: list[int], rows: int, steps: int) -> dict[str, float]:
         """Shares of the engine's own step that session and generation add to it, and its share of memory's speed."""
         clock = _EngineClock()
-        for name, units in self.session._steps.items():
-            for unit in units if name >= rows or name == max(self.session._steps) else ():
-                clock.attach(unit)
+        phases = self.session.session._steps
+        for name, units in phases.items():
+            for unit in units if name >= rows or name == max(phases) else ():
+                clock.attach(unit._stage)  # behind its guard, which belongs to the overhead
         within, step = [], []
         self.begin([prompt])
         self.spread(rows)
