@@ -320,7 +320,7 @@ def test_an_engine_in_its_own_process_may_hang(decoder: CompiledDecoder, expecte
 
 
 def test_isolated_stages_refuse_as_their_engines_do(decoder: CompiledDecoder) -> None:
-    from qeil_compile.runtime.isolation import IsolatedStage
+    from qeil_compile.backends.isolation import IsolatedStage
 
     unit = decoder.phases["prefill"].units[0]
     with pytest.raises(BackendError, match="onnxruntime"):

@@ -15,6 +15,7 @@ from qeil_compile.artifact import Sizes
 from qeil_compile.artifact.decoder import DecoderContents, GoldenPrompt, PhaseUnits, read_decoder, write_decoder
 from qeil_compile.backends import backend, found_devices
 from qeil_compile.backends.base import DecoderStage
+from qeil_compile.backends.isolation import IsolatedStage
 from qeil_compile.errors import ArtifactError, BackendError, QeilError, VerificationError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.models.decoder import DecoderFacts
@@ -22,7 +23,6 @@ from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
 from qeil_compile.runtime.failover import names_used, spare_for
 from qeil_compile.runtime.guard import Guard
-from qeil_compile.runtime.isolation import IsolatedStage
 from qeil_compile.runtime.resolve import Resolved, resolve
 from qeil_compile.runtime.session import Session
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from qeil_compile.backends import Executable, backend
+from qeil_compile.backends.isolation import IsolatedExecutable
 from qeil_compile.errors import ArtifactError, BackendError, QeilError, TargetError
 from qeil_compile.passes.lower import LoweredUnit
 
 from .faults import StageFault
 from .guard import Guard
-from .isolation import IsolatedExecutable
 from .resolve import Resolved
 
 Progress = Callable[[int, int], None]

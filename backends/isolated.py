@@ -1,4 +1,4 @@
-"""The process of an isolated stage: `python -m qeil_compile.runtime.isolated DESCRIPTOR`."""
+"""The process of an isolated stage: `python -m qeil_compile.backends.isolated DESCRIPTOR`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 
-from .isolation import serve
+from qeil_compile.backends.isolation import serve
 
 if __name__ == "__main__":
     # Ctrl-C is the parent's to handle; it closes the socket then.

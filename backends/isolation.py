@@ -79,7 +79,7 @@ class _Child:
     def __init__(self, where: str) -> None:
         self._where = where
         mine, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "qeil_compile.runtime.isolated", str(theirs.fileno())]
+        command = [sys.executable, "-m", "qeil_compile.backends.isolated", str(theirs.fileno())]
         try:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_environment())
         except (OSError, ValueError) as error:
