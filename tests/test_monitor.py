@@ -231,6 +231,15 @@ def test_lost_power_only_keeps_the_share_from_rising() -> None:
     assert shares(watch, steady(50.0, 24.0, 30.0), POWER)[-1] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("memory", "expected"), [(7.9e9, 0.5), (math.nan, 0.5), (9e9, 0.0), (4e9, 1.0)])
+def test_a_full_memory_lets_a_device_return_but_not_rise(memory: float, expected: float) -> None:
+    watch = SafetyMonitor({"gpu": Limits(TOP, 8e9, None, "gpu0", "gpu0")}, DecisionLog())
+    assert watch.update(Snapshot(0.0, {HEAT: 90.0, MEMORY: 5e9})) == {"gpu": 0.0}
+    for t in range(1, 60):
+        found = watch.update(Snapshot(float(t), {HEAT: 50.0, MEMORY: memory}))
+    assert found == {"gpu": expected}
+
+
 def test_sensors_slower_than_the_window_still_have_a_slope() -> None:
     watch, _ = monitor(ceiling=TOP)
     found = shares(watch, [(31.0 * k, v) for k, v in enumerate((40.0, 55.0, 70.0, 75.0))])
@@ -257,8 +266,8 @@ def test_limits_come_from_profiles_and_conditions() -> None:
 
 
 def test_names_of_devices_in_snapshots() -> None:
-    names = {"torch:cuda:1": "gpu1", "onnxruntime:CUDA": "gpu0", "onnxruntime:TensorRT:2": "gpu2", "openvino:GPU": "x"}
-    for spec, expected in names.items():
+    engines = {"torch:cuda:1": "gpu1", "onnxruntime:CUDA": "gpu0", "openvino:GPU": "x"}
+    for spec, expected in engines.items():
         assert sensor_of(device("x", spec, kind="gpu")) == expected
     assert sensor_of(device("big", "torch:cpu")) == "cpu"
     assert sensor_of(load_target("intel-285hx-rtx-pro-5000").device_of("gpu")) == "gpu0"

@@ -185,7 +185,7 @@ class FakeNvml:
 
     broken: dict[str, Exception] = field(default_factory=dict)
     boards: int = 2
-    watts: float = 123.0
+    load: int = 40
 
     def __post_init__(self) -> None:
         self.NVMLError = FakeError
@@ -195,10 +195,10 @@ class FakeNvml:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         answers: dict[str, Any] = {
             "nvmlInit": None, "nvmlDeviceGetCount": self.boards, "nvmlDeviceGetHandleByIndex": object(),
-            "nvmlDeviceGetPowerUsage": self.watts * 1e3, "nvmlDeviceGetTotalEnergyConsumption": 5_000,
+            "nvmlDeviceGetPowerUsage": 123_000, "nvmlDeviceGetTotalEnergyConsumption": 5_000,
             "nvmlDeviceGetTemperature": 61, "nvmlDeviceGetClockInfo": 1500,
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=2e9, total=8e9),
-            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=40), "nvmlDeviceGetEnforcedPowerLimit": 300_000,
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=self.load), "nvmlDeviceGetEnforcedPowerLimit": 300_000,
             "nvmlDeviceGetTemperatureThreshold": 95,
         }  # fmt: skip
         if name not in answers:
@@ -222,6 +222,11 @@ def test_nvml_reads_each_board_in_si_units() -> None:
     })  # fmt: skip
     assert {c.device for c in sensors[1].channels} == {"gpu1"}
     assert all(UNITS[c.quantity] == c.unit for c in sensors[1].channels)
+
+
+def test_nvml_reads_a_board_that_idles_when_it_is_found() -> None:
+    (sensor,), _ = nvml_sensors(FakeNvml(boards=1, load=0))
+    assert dict(zip((c.quantity for c in sensor.channels), sensor.read(), strict=True))["load"] == 0.0
 
 
 def test_nvml_names_what_a_board_does_not_tell() -> None:
@@ -519,6 +524,7 @@ HEAD = json.dumps({"format": "qeil telemetry", "version": 1,
         (HEAD.replace('"version": 1', '"version": 2') + "\n[0, 1]\n", ("line 1", '"version": 1')),
         (HEAD.replace('"1"', '"W"') + "\n[0, 1]\n", ("line 1", "quantities and units")),
         (HEAD.replace('"source"', '"sauce"') + "\n[0, 1]\n", ("line 1", "sauce")),
+        ('{"format": "qeil telemetry", "version": 1}\n[0]\n', ("line 1", "a list of channels")),
         (HEAD + "\n", ("line 2", "no snapshot")),
         (HEAD + "\n[0, 1]\n[1, 2, 3]\n", ("line 3", "[1, 2, 3]", "a time and 1 numbers")),
         (HEAD + "\n[0, 1]\n[null, 2]\n", ("line 3",)),

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from qeil_compile.telemetry import Channel, Missing, Recorded, Recorder, Sampler, Sensor, Snapshot, find_sensors
+from qeil_compile.telemetry import Channel, Missing, Recorded, Recorder, Sampler, Snapshot, find_sensors
 
 from .arguments import check_file
 from .console import options, out, print_json, say, table
@@ -55,9 +55,7 @@ def command(
     if record is not None:
         check_file(record, ".jsonl", overwrite)
     recorded = Recorded(replay) if replay is not None else None
-    sensors: list[Sensor]
-    missing: list[Missing]
-    sensors, missing = ([recorded], []) if recorded is not None else find_sensors()
+    sensors, missing = find_sensors() if recorded is None else ([recorded], [])
     sampler, totals = Sampler(sensors, hertz), _Totals()
     sampler.listen("summary", totals)
     label = "measured" if recorded is None else "recorded"

@@ -27,18 +27,20 @@ def start_nvml(nvml: Any = None) -> tuple[Any, str]:
 
     Whoever starts it shuts it down: NVML counts.
     """
-    if nvml is None:
+    module = nvml
+    if module is None:
         try:
-            import pynvml as nvml
+            import pynvml
         except ImportError:
             return None, "NVML: Python package nvidia-ml-py is not installed"
+        module = pynvml
     try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as exc:
-        if isinstance(exc, getattr(nvml, "NVMLError_LibraryNotFound", ())):
+        module.nvmlInit()
+    except module.NVMLError as exc:
+        if isinstance(exc, getattr(module, "NVMLError_LibraryNotFound", ())):
             return None, "NVML library not found (no NVIDIA driver on this machine)"
         return None, f"NVML: {exc}"
-    return nvml, ""
+    return module, ""
 
 
 def nvidia_devices() -> tuple[list[NvidiaFacts], str]:

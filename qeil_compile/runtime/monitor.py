@@ -231,15 +231,18 @@ class _Watch:
 
     def _wish(self, name: str, value: float | None, limit: float, now: float) -> _Wish:
         """In proportion to how far a reading is over its limit; once per `dwell`, since readings follow loads late."""
+        # Near a limit, or without readings, a device keeps its share; one that is out may return.
+        held = self.share or self.settings.restart
         if value is None:
-            seen = name in self.known
-            return _Wish(self.share if seen else 1.0, f"{name} is not read", limit=limit, rest=not seen)
+            return _Wish(held if name in self.known else 1.0, f"{name} is not read", limit=limit, rest=True)
         self.known.add(name)
         ratio = value / limit
         if ratio <= _EASED:
             return _Wish(1.0, f"{name} is well below its limit", value, limit, rest=True)
-        if isnan(ratio) or ratio <= _OVER or now - self.changed < self.settings.dwell:
-            return _Wish(self.share, f"{name} is near its limit", value, limit)
+        if isnan(ratio):
+            return _Wish(self.share, f"{name} is not judged yet", limit=limit)
+        if ratio <= _OVER or now - self.changed < self.settings.dwell:
+            return _Wish(held, f"{name} is near its limit", value, limit, rest=ratio <= _OVER)
         share = max(min(self.share / ratio, self.share - self.settings.step), 0.0)
         return _Wish(share, f"{name} is over its limit", value, limit)
 

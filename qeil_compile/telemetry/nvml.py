@@ -41,7 +41,7 @@ class NvmlSensor:
             ("slowdown", "NVML slowdown threshold, read once",
              lambda: nvml.nvmlDeviceGetTemperatureThreshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)),
         ]  # fmt: skip
-        self._calls = [(channel(device, q, s), c) for q, s, c in calls if self._works(q, c)]
+        self._calls = [(channel(device, q, s), c) for q, s, c in calls if self._works(q, c) is not None]
         self._constants = [
             (channel(device, q, s), v) for q, s, c in constants if (v := self._works(q, c)) is not None
         ]

@@ -132,15 +132,15 @@ def _channels(path: Path, line: str) -> tuple[Channel, ...]:
     if not isinstance(head, dict) or (head.get("format"), head.get("version")) != (_FORMAT, _VERSION):
         raise _malformed(path, 1, line, f'{{"format": "{_FORMAT}", "version": {_VERSION}, "channels": [...]}}')
     listed = head.get("channels")
-    names = [f.name for f in fields(Channel)]
-    found = []
-    for c in listed if isinstance(listed, list) else [None]:
-        good = isinstance(c, dict) and sorted(c) == sorted(names) and all(isinstance(v, str) for v in c.values())
+    if not isinstance(listed, list):
+        raise _malformed(path, 1, line, "a list of channels")
+    names = sorted(f.name for f in fields(Channel))
+    for c in listed:
+        good = isinstance(c, dict) and sorted(c) == names and all(isinstance(v, str) for v in c.values())
         if not good or UNITS.get(c["quantity"]) != c["unit"]:
             wanted = f"channels with {', '.join(names)}, quantities and units as {UNITS}"
             raise _malformed(path, 1, json.dumps(c), wanted)
-        found.append(Channel(**c))
-    return tuple(found)
+    return tuple(Channel(**c) for c in listed)
 
 
 def _json(line: str) -> Any:
