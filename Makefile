@@ -20,7 +20,7 @@ demo: venv
 	$(BIN)/qeil demo
 
 test: venv
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .
