@@ -312,6 +312,7 @@ def test_what_holds_for_any_readings(readings: list[tuple[float, float | None, f
             assert now - changed >= SETTINGS.dwell
             assert share - before <= (SETTINGS.step if before else SETTINGS.restart) + 1e-9
         if share != before:
+            assert abs(share - before) > 0.05 - 1e-5 or share == 1.0
             changed = now
         before = share
 

@@ -98,6 +98,13 @@ def test_a_throttled_device_takes_longer_and_the_others_wait() -> None:
     assert price.energy == pytest.approx(before.energy + before.latency * (1.9 + 0.5))
     idle = chooser.price(1, {}, {"hot": 0.5})
     assert (idle.latency, idle.energy) == (before.latency, pytest.approx(before.energy))
+    # Both at once: what leaks at 90 C leaks for twice as long, at 1 W of constant power.
+    (hot,) = (d for d in plans[0].devices if d.device == "hot")
+    assert hot.temperature is not None and target.devices[0].thermal is not None
+    measured, solved = (float(leakage(target.devices[0].thermal, t)) for t in (90.0, hot.temperature))
+    own = plans[0].objectives
+    expected = own.energy + hot.busy * (1.0 + 2 * measured - solved) + own.latency * 0.5
+    assert chooser.price(0, {"hot": 90.0}, {"hot": 0.5}).energy == pytest.approx(expected)
     assert chooser.price(1, {}, {"plain": 0.0}).latency == inf
     assert chooser.price(1, {}, {"hot": 0.0}).latency == before.latency
 
