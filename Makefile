@@ -29,7 +29,7 @@ lint: venv
 
 bench: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	for b in equivalence overhead boundary onnx_coverage compile_time fusion annotate validate partition dnn_partitioning mixing sampling thermal; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	for b in equivalence overhead boundary onnx_coverage compile_time fusion annotate validate partition dnn_partitioning mixing sampling thermal faults; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -25,6 +25,7 @@ SMALL = {
     "mixing": ["--models", "silero_vad_16k_op15"],
     "sampling": [],
     "thermal": [],
+    "faults": [],
     "llm": ["--families", "gpt2-125m", "--forms", "fp32", "--rows", "2", "--only", "decode", "job", "--peers",
             "transformers", "--threads", "1"],
     "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
@@ -56,6 +57,8 @@ def test_benchmark_gives_rows(name: str, tmp_path: Path) -> None:
         above = {(r["device"], r["monitor"]): r["above the ceiling [s]"] for r in tables[0]["rows"]}
         assert all((seconds == 0) == (monitor == "yes") for (_, monitor), seconds in above.items())
         assert all(r["of these with work allowed"] == 0 for r in data["tables"]["replays"]["rows"])
+    if name == "faults":
+        assert all(r["tokens equal"] == r["recovered"] == r["runs"] for r in tables[0]["rows"]), tables[0]["rows"]
     if name == "equivalence":
         assert all(r["differ"] == r["failed"] == 0 for r in tables[0]["rows"]), tables[0]["notes"]
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from qeil_compile.errors import GenerationError
-from qeil_compile.models.decoder import DecoderFacts
 
 from .decisions import DecisionLog
 from .executor import Executor
@@ -27,6 +26,9 @@ from .measure import Timing, repeated
 from .resilience import Progress, Resilience, Standby, Variants
 from .session import SavedRows, Session
 from .supervisor import Oversight
+
+if TYPE_CHECKING:
+    from qeil_compile.models.decoder import DecoderFacts  # which imports onnx
 
 T = TypeVar("T")
 #: Bytes per second at which a cache leaves one engine and enters another, at least.
