@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,19 @@ from onnx import TensorProto, helper
 
 from qeil_compile.artifact.folder import manifest_digest
 
+#: Bytes of a file that is not copied.
+_BIG = 1 << 26
 #: Numbers at which arithmetic and allocation go wrong.
-NUMBERS = (0, -1, 1, 2, 3, 7, 63, 64, 65, 127, 255, 4096, 65535, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 40), (1 << 63) - 1,
+NUMBERS = (0, -1, 1, 2, 3, 7, 63, 64, 65, 127, 255, 4096, 65535, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 40),
+           (1 << 63) - 1,
            -(1 << 63), 1 << 64, 10**30, 0.5, -0.0, 1e-320, 1e308, -1e308)  # fmt: skip
 #: Paths of which nothing may be read or written; {outside} is a folder beside the mutant.
 PATHS = ("../../outside/written", "{outside}/written", "/proc/self/mem", "/dev/zero", "/etc/passwd", "..\\outside\\x",
          "C:\\x", "//x/y", "stages/../../outside/written", ".", "", "a" * 5000)  # fmt: skip
-TEXTS = ("", "\0", "\ud7ff", "é" * 50, "%s%n", "{0.__class__}", "__import__('os').system('touch {outside}/written')", "\x1b]0;x\x07",
-         "onnx", "fx", "float32", "int4", "opaque", "torch:cpu", "openvino:CPU", "onnxruntime:CPU", "openvino:NPU", "nan")  # fmt: skip
+TEXTS = ("", "\0", "\ud7ff", "é" * 50, "%s%n", "{0.__class__}", "__import__('os').system('touch {outside}/written')",
+         "\x1b]0;x\x07",
+         "onnx", "fx", "float32", "int4", "opaque", "torch:cpu", "openvino:CPU", "onnxruntime:CPU", "openvino:NPU",
+         "nan")  # fmt: skip
 
 
 class Mutator:
@@ -47,7 +52,8 @@ class Mutator:
         """One to three changes of bytes; `other` is spliced in."""
         found = bytearray(raw)
         for _ in range(self.rng.choice((1, 1, 1, 2, 3))):
-            self.rng.choice((self._flip, self._flip, self._number, self._cut, self._block, self._splice, self._fill))(found, other)
+            self.rng.choice((self._flip, self._flip, self._number, self._cut, self._block, self._splice,
+                             self._fill))(found, other)
         return bytes(found)
 
     def _at(self, found: bytearray) -> int:
@@ -66,8 +72,10 @@ class Mutator:
         width = self.rng.choice((1, 2, 4, 8))
         if len(found) >= width:
             at = min(self._at(found), len(found) - width)
-            value = self.rng.choice((0, 1, -1, 1 << (8 * width - 1), (1 << (8 * width - 1)) - 1, self.rng.getrandbits(8 * width)))
-            found[at : at + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width, self.rng.choice(("little", "big")))
+            value = self.rng.choice((0, 1, -1, 1 << (8 * width - 1), (1 << (8 * width - 1)) - 1,
+                                     self.rng.getrandbits(8 * width)))
+            found[at : at + width] = (value & ((1 << 8 * width) - 1)).to_bytes(width,
+                self.rng.choice(("little", "big")))
 
     def _cut(self, found: bytearray, other: bytes) -> None:
         if found:
@@ -139,12 +147,14 @@ class Mutator:
         if isinstance(value, float):
             return self.rng.choice((-value, value * 1e6, 0.0, 1e308))
         if isinstance(value, str):
-            return self.rng.choice((value + "x", value[:-1], value.upper(), *TEXTS, *PATHS)).replace("{outside}", self.outside)
+            return self.rng.choice((value + "x", value[:-1], value.upper(), *TEXTS, *PATHS)).replace("{outside}",
+                self.outside)
         return value * 2 if isinstance(value, list) else {}
 
     def scalar(self) -> Any:
         """Something that does not belong there."""
-        found = self.rng.choice((*NUMBERS, *TEXTS, *PATHS, None, True, False, [], {}, [[[]]], {"a": {"b": 1}}, [1, 2, 3]))
+        found = self.rng.choice((*NUMBERS, *TEXTS, *PATHS, None, True, False, [], {}, [[[]]], {"a": {"b": 1}},
+                                 [1, 2, 3]))
         return found.replace("{outside}", self.outside) if isinstance(found, str) else copy.deepcopy(found)
 
     def _json_text(self, raw: bytes) -> bytes:
@@ -186,11 +196,14 @@ class Mutator:
             words = list(re.finditer(r"-?\d+(\.\d+)?(e[-+]?\d+)?|\"[^\"]*\"|true|false", rows[at]))
             if words:
                 m = self.rng.choice(words)
-                new = self.rng.choice(("nan", "inf", "-1", "0", "1e400", "1e308", "9" * 300, '"x"', "[]", "{}", "true", "-0.0", '""',
-                                       "1e-320", "[[[[1]]]]", '"\\u0000"', json.dumps(self.scalar(), default=str)))  # fmt: skip
+                new = self.rng.choice(("nan", "inf", "-1", "0", "1e400", "1e308", "9" * 300, '"x"', "[]", "{}",
+                                       "true", "-0.0", '""',
+                                       "1e-320", "[[[[1]]]]", '"\\u0000"',
+                                       json.dumps(self.scalar(), default=str)))  # fmt: skip
                 rows[at] = rows[at][: m.start()] + new + rows[at][m.end() :]
         elif spot < 0.9:
-            rows[at] = self.rng.choice(("[" * 3000, "]", "a" * 100_000, "[[device]]", "x = " + "[" * 800 + "]" * 800, "=", "\t"))
+            rows[at] = self.rng.choice(("[" * 3000, "]", "a" * 100_000, "[[device]]", "x = " + "[" * 800 + "]" * 800,
+                                        "=", "\t"))
         else:
             self.rng.shuffle(rows)
         return "\n".join(rows).encode("utf-8", "surrogatepass")
@@ -206,7 +219,8 @@ class Mutator:
         except Exception:  # a stage that is no model
             return self.data(raw)
         for _ in range(self.rng.choice((1, 1, 1, 2))):
-            self.rng.choice((self._node, self._node, self._attribute, self._attribute, self._tensor, self._tensor, self._tensor,
+            self.rng.choice((self._node, self._node, self._attribute, self._attribute, self._tensor, self._tensor,
+                             self._tensor,
                              self._value, self._value, self._graph))(model)  # fmt: skip
         return model.SerializeToString()
 
@@ -219,11 +233,14 @@ class Mutator:
         if form == 0:
             node.op_type = self.rng.choice((*_OPERATORS, other.op_type, "", "Nothing"))
         elif form == 1:
-            node.domain = self.rng.choice(("com.microsoft", "ai.onnx.ml", "evil", "qeil", "org.openvinotoolkit", "ai.onnx"))
+            node.domain = self.rng.choice(("com.microsoft", "ai.onnx.ml", "evil", "qeil", "org.openvinotoolkit",
+                                           "ai.onnx"))
         elif form == 2 and node.input and other.output:
-            node.input[self.rng.randrange(len(node.input))] = self.rng.choice((*other.output, *other.input, "nowhere", ""))
+            node.input[self.rng.randrange(len(node.input))] = self.rng.choice((*other.output, *other.input,
+                "nowhere", ""))
         elif form == 3 and node.output:
-            node.output[self.rng.randrange(len(node.output))] = self.rng.choice((*other.output, *other.input, "elsewhere", ""))
+            node.output[self.rng.randrange(len(node.output))] = self.rng.choice((*other.output, *other.input,
+                "elsewhere", ""))
         elif form == 4:
             model.graph.node.insert(self.rng.randrange(len(model.graph.node) + 1), other)
         elif form == 5 and model.graph.node:
@@ -243,7 +260,8 @@ class Mutator:
         found = [a for n in nodes for a in n.attribute]
         if not found or self.rng.random() < 0.2:
             if nodes:
-                name = self.rng.choice(("axis", "group", "pads", "kernel_shape", "to", "perm", "num_heads", "bits", "block_size", "K"))
+                name = self.rng.choice(("axis", "group", "pads", "kernel_shape", "to", "perm", "num_heads", "bits",
+                                        "block_size", "K"))
                 self.rng.choice(nodes).attribute.append(helper.make_attribute(name, self._int()))
             return
         a = self.rng.choice(found)
@@ -289,7 +307,8 @@ class Mutator:
         elif form == 5 or t.data_location == TensorProto.EXTERNAL:
             t.data_location = TensorProto.EXTERNAL
             del t.external_data[:]
-            given = {"location": self.rng.choice((*PATHS, "model.data", "weights.bin")).replace("{outside}", self.outside)}
+            given = {"location": self.rng.choice((*PATHS, "model.data", "weights.bin")).replace("{outside}",
+                self.outside)}
             given |= self.rng.choice(({}, {"offset": str(self._int())}, {"length": str(self._int())}, {"offset": "x"}))
             for key, value in given.items():
                 t.external_data.add(key=key, value=value)
@@ -352,7 +371,8 @@ class Mutator:
             return self._special(folder, self.rng.choice(files))
         # Programs and descriptions are small beside weights, and decide more.
         small = [f for f in files if not f.endswith(".bin")]
-        name = self.rng.choice(("manifest.json", self.rng.choice(small), self.rng.choice(small), self.rng.choice(files)))
+        name = self.rng.choice(("manifest.json", self.rng.choice(small), self.rng.choice(small),
+                                self.rng.choice(files)))
         raw = (folder / name).read_bytes()
         changed = self.file(name, raw, (folder / self.rng.choice(files)).read_bytes())
         rehash = self.rng.random() < 0.85
@@ -404,7 +424,7 @@ class Mutator:
         """A zip file of a folder with a change of the container or of what is in it."""
         spot = self.rng.random()
         what = self.artifact(folder) if spot < 0.5 else "container"
-        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink() and p.stat().st_size < 1 << 26]
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink() and p.stat().st_size < _BIG]
         evil = self.rng.randrange(7) if spot >= 0.75 else -1
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if evil == 0 else zipfile.ZIP_STORED) as archive:
             for file in files:
@@ -431,9 +451,12 @@ class Mutator:
         return f"{what}{f', container {evil}' if evil >= 0 else ''}"
 
 
-_OPERATORS = ("Add", "MatMul", "Gemm", "Conv", "Reshape", "Transpose", "Gather", "GatherND", "ScatterND", "Slice", "Concat", "Split",
-              "Expand", "Tile", "Pad", "Resize", "TopK", "OneHot", "Range", "ConstantOfShape", "NonZero", "If", "Loop", "Scan", "LSTM",
-              "Softmax", "LayerNormalization", "MaxPool", "Cast", "Identity", "Constant", "Einsum", "QuantizeLinear", "SequenceEmpty",
+_OPERATORS = ("Add", "MatMul", "Gemm", "Conv", "Reshape", "Transpose", "Gather", "GatherND", "ScatterND", "Slice",
+              "Concat", "Split",
+              "Expand", "Tile", "Pad", "Resize", "TopK", "OneHot", "Range", "ConstantOfShape", "NonZero", "If",
+              "Loop", "Scan", "LSTM",
+              "Softmax", "LayerNormalization", "MaxPool", "Cast", "Identity", "Constant", "Einsum", "QuantizeLinear",
+              "SequenceEmpty",
               "NonMaxSuppression", "RoiAlign", "Unique", "StringNormalizer", "Attention", "CumSum")  # fmt: skip
 
 
@@ -478,5 +501,3 @@ def fresh_copy(source: Path, target: Path) -> Path:
     return target
 
 
-#: What makes a mutant of each form: (mutator, copy of the original, where to put it) -> what was done.
-Make = Callable[[Mutator, Path, Path], str]

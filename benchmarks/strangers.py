@@ -1,8 +1,8 @@
 """Mutated artifacts, models and files: is anything read that should not be, and does anything break?
 
 Each mutant is read in a process of its own kind (`strangers_worker.py`), and run and verified where it is accepted. A
-failure is a crash, no answer within 5 s, an exception that is no `QeilError`, a change of anything around the mutant, or
-an artifact whose outputs are others than the original's although `verify` says nothing.
+failure is a crash, no answer within 5 s, an exception that is no `QeilError`, a change of anything around the mutant,
+or an artifact whose outputs are others than the original's although `verify` says nothing.
 
     python benchmarks/strangers.py --count 10000
     python benchmarks/strangers.py --only 'ONNX' --seconds 600
@@ -75,12 +75,14 @@ class Worker:
         if self._process is None:
             self._answers = queue.Queue()
             home = self.place / "home"
-            environment = {**os.environ, "HOME": str(home), "TMPDIR": str(self.place / "tmp"), "QEIL_PROFILES": str(home / "no"),
+            environment = {**os.environ, "HOME": str(home), "TMPDIR": str(self.place / "tmp"),
+                           "QEIL_PROFILES": str(home / "no"),
                            "QEIL_CALIBRATIONS": str(home / "none"), "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
             log = (self.place / "worker.log").open("ab")
             self._process = subprocess.Popen(
                 [sys.executable, str(ROOT / "benchmarks" / "strangers_worker.py"), self._known, str(MEMORY)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=self.place / "cwd", env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=self.place / "cwd",
+                env=environment,
             )  # fmt: skip
             log.close()
             threading.Thread(target=_listen, args=(self._process, self._answers), daemon=True).start()
@@ -142,7 +144,8 @@ class Hunt:
             (place / name).mkdir(parents=True)
         (place / "outside" / "secret").write_text("secret")
         self.place, self.args = place, args
-        self.originals = [o for o in corpus(place / "originals") if not args.only or any(w in o.name for w in args.only)]
+        made = corpus(place / "originals")
+        self.originals = [o for o in made if not args.only or any(w in o.name for w in args.only)]
         if not self.originals:
             raise SystemExit(f"--only {' '.join(args.only)}: no original has such a name")
         self.worker = Worker(place, self.originals)
@@ -182,7 +185,8 @@ class Hunt:
             found, line = WROTE, ", ".join(changed) or "the mutant itself"
         self.counts[original.name][found] += 1
         if found in FAILURES:
-            self.failures.append({"number": number, "original": original.name, "change": what, "outcome": found, "line": line})
+            self.failures.append({"number": number, "original": original.name, "change": what, "outcome": found,
+                                  "line": line})
             print(f"{found}: mutant {number} of {original.name} ({what}): {line}", flush=True)
             if len(self.failures) <= KEPT:
                 shutil.copytree(scratch, self.place / "kept" / str(number), symlinks=True, copy_function=_copied)
@@ -216,7 +220,7 @@ def main() -> None:
         report.rows.append({"original": name, "mutants": counts.total(), **{o: counts[o] for o in OUTCOMES}})
     total: Counter[str] = sum(hunt.counts.values(), Counter())
     report.rows.append({"original": "all", "mutants": total.total(), **{o: total[o] for o in OUTCOMES}})
-    report.notes = [f"slowest answer {hunt.slowest:.2f} s (measured); limit {LIMIT:g} s, {MEMORY >> 30} GiB beyond the warm process"]
+    report.notes = [f"slowest answer {hunt.slowest:.2f} s (measured); limit {LIMIT:g} s, {MEMORY >> 30} GiB of memory"]
     publish([report], args, "strangers", seed=args.seed, failures=hunt.failures)
     if hunt.failures:
         raise SystemExit(f"{len(hunt.failures)} of {done} mutants failed")

@@ -171,7 +171,8 @@ def _branches() -> Any:
 
     step = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["state", "state"], ["next"])], "step",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("go", TensorProto.BOOL, []),
          helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, 2, 6])],
         [helper.make_tensor_value_info("on", TensorProto.BOOL, []),
          helper.make_tensor_value_info("next", TensorProto.FLOAT, [1, 2, 6])],
@@ -189,7 +190,8 @@ def _branches() -> Any:
     ]
     whole = {"zero": np.array(0, np.float32), "trips": np.array(2, np.int64), "yes": np.array(True),
              "two": np.array([2], np.int64), "minus": np.array([-1], np.int64)}  # fmt: skip
-    weights = [_array(rng, "W", 1, 24, 5), _array(rng, "R", 1, 24, 6), *(numpy_helper.from_array(a, n) for n, a in whole.items())]
+    weights = [_array(rng, "W", 1, 24, 5), _array(rng, "R", 1, 24, 6),
+               *(numpy_helper.from_array(a, n) for n, a in whole.items())]
     ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 2, 5]),
             helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 6])]  # fmt: skip
     return _made(nodes, ends[:1], ends[1:], weights)
@@ -214,12 +216,14 @@ def _llama2c(folder: Path) -> list[Original]:
 
 
 def _texts(folder: Path) -> list[Original]:
-    rows = [{"pid": k, "gold": "a", "ans": ["a", "b", None, "a"], "ok": [1, 0, 0, 1], "tok": [3, 4, 5, 6], "bits": ["01"] * 4,
+    rows = [{"pid": k, "gold": "a", "ans": ["a", "b", None, "a"], "ok": [1, 0, 0, 1], "tok": [3, 4, 5, 6],
+             "bits": ["01"] * 4,
              "pair": [[1, 2.5]] * 4} for k in range(6)]  # fmt: skip
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     tasks = [{"question": f"How much is {k} + 1?", "answer": f"#### {k + 1}", "id": k} for k in range(6)]
     (folder / "task.jsonl").write_text("\n".join(map(json.dumps, tasks)))
-    result = {"pid": "1", "gold": "2", "answer": "2", "correct": True, "reason": "CERT", "samples": 4, "counts": {"2": 4},
+    result = {"pid": "1", "gold": "2", "answer": "2", "correct": True, "reason": "CERT", "samples": 4,
+              "counts": {"2": 4},
               "passes": 1.5, "joules": 2.0, "seconds": 0.1, "label": "modelled", "note": ""}  # fmt: skip
     (folder / "results.jsonl").write_text("\n".join(json.dumps({**result, "pid": str(k)}) for k in range(6)) + "\n")
     np.savez(folder / "inputs.npz", x=np.zeros((2, 3), np.float32), tokens=np.arange(4))
@@ -252,7 +256,8 @@ def _calibration(folder: Path) -> list[Original]:
     try:
         points = Residuals(np.zeros((2, 5)), np.array([0.1, -0.1]))
         families = dict.fromkeys(("gemm", "elementwise relu"), tuple(1e-6 for _ in PARAMETERS))
-        calibrations.save(Calibration("onnxruntime", "CPU", 1, "1", 8, 1e-5, Memory(1e11, 1e10, 1e7), families, {"gemm": points}))
+        calibrations.save(Calibration("onnxruntime", "CPU", 1, "1", 8, 1e-5, Memory(1e11, 1e10, 1e7), families,
+                                      {"gemm": points}))
     finally:
         if before is None:
             del os.environ["QEIL_CALIBRATIONS"]

@@ -26,7 +26,7 @@ if str(ROOT) not in sys.path:
 
 import numpy as np
 
-from qeil_compile import api, asking, language, load, sampling
+from qeil_compile import api, asking, load, sampling
 from qeil_compile.cli.arguments import read_npz
 from qeil_compile.devices import calibrations
 from qeil_compile.devices.loader import check_profile, load_target
@@ -212,7 +212,8 @@ def outcome(kind: str, path: Path, original: str, turn: int) -> tuple[str, str]:
         return REFUSED, f"{type(error).__name__}: {error}"[:300]
     except BaseException as error:  # a panic of Rust is no Exception
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return "OTHER EXCEPTION", f"{type(error).__name__}: {str(error)[:200]} ({Path(last.filename).name}:{last.lineno})"
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        return "OTHER EXCEPTION", f"{type(error).__name__}: {str(error)[:200]} ({where})"
 
 
 def main() -> None:

@@ -395,7 +395,9 @@ class Workload:
     def __post_init__(self) -> None:
         for name, value in self.dims.items():
             if not 1 <= value <= _LARGEST_DIM:
-                raise InputError(f"dimension {name}: found {value}, expected a number from 1 to {_LARGEST_DIM}; correct --dim")
+                raise InputError(
+                    f"dimension {name}: found {value}, expected a number from 1 to {_LARGEST_DIM}; correct --dim"
+                )
 
     def bind(self, tensor: str, axis: int, symbol: str | None) -> int | None:
         """The number bound to axis `axis` of input `tensor`, by its symbol or by position; None if unbound."""

@@ -127,16 +127,14 @@ def test_an_artifact_that_is_replaced_stays_whole_for_who_has_it(light: Path, tm
 
 def test_two_compilers_share_what_numba_keeps(tmp_path: Path) -> None:
     """A fresh cache of machine code, written by two processes at once, and read by a third."""
-    code = "from qeil_compile.generation.kernel import argmax; import numpy as np; print(argmax(np.array([1.0, 3.0, 2.0], np.float32)))"
-    import qeil_compile.generation.kernel as kernel
-
-    name = next(n for n, f in vars(kernel).items() if hasattr(f, "py_func") and "first place of the largest" in (f.__doc__ or ""))
-    code = code.replace("argmax", name)
+    code = (
+        "from qeil_compile.generation import kernel; import numpy as np; "
+        "print(kernel._argmax(np.array([1.0, 3.0, 2.0], np.float32)))"
+    )
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     running = [python(code, **cache) for _ in range(2)]
     found = [p.communicate(timeout=300) for p in running]
     assert [out.strip() for out, _ in found] == ["1", "1"], found
-    # A cut index, as a full disk or a power failure leaves it, is no reason to fail.
     last = python(code, **cache).communicate(timeout=300)
     assert last[0].strip() == "1", last
 
@@ -191,7 +189,7 @@ def test_processes_store_one_calibration(own_folders: Path) -> None:
 def test_a_calibration_that_was_cut_is_named(own_folders: Path) -> None:
     path = calibrations.save(_calibration(1.0))
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(QeilError, match="malformed.*run `qeil calibrate` again"):
+    with pytest.raises(QeilError, match=r"malformed.*run `qeil calibrate` again"):
         _stored()
 
 
@@ -199,7 +197,8 @@ def test_a_calibration_that_was_cut_is_named(own_folders: Path) -> None:
     "change",
     [lambda d: d["memory"].update(memory=0.0), lambda d: d["memory"].update(cache=-1.0), lambda d: d.update(lanes=0),
      lambda d: d["families"]["gemm"].update(rate=0.0), lambda d: d["residuals"]["gemm"].update(points=[[0.0]]),
-     lambda d: d["residuals"]["gemm"]["weights"].append(1.0), lambda d: d.update(entry="x"), lambda d: d.pop("families")],
+     lambda d: d["residuals"]["gemm"]["weights"].append(1.0), lambda d: d.update(entry="x"),
+     lambda d: d.pop("families")],
 )  # fmt: skip
 def test_calibrations_that_price_nothing_are_named(change: Callable[[dict[str, Any]], Any], own_folders: Path) -> None:
     path = calibrations.save(_calibration(1.0))
@@ -293,7 +292,8 @@ def test_no_calibration_on_a_full_disk(own_folders: Path, full_disk: list[str]) 
 def test_a_limit_of_file_sizes_is_one_line(light: Path, tmp_path: Path) -> None:
     """The system's own refusal, in the middle of a calibration."""
     code = (
-        "import resource, signal; from tests.test_concurrency import _calibration; from qeil_compile.devices import calibrations\n"
+        "import resource, signal; from tests.test_concurrency import _calibration\n"
+        "from qeil_compile.devices import calibrations\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))\n"
         "calibrations.save(_calibration(1.0))"
     )

@@ -135,7 +135,7 @@ def test_tokens_that_only_the_configuration_names(tmp_path: Path) -> None:
     folder = byte_level(tmp_path / "b", added_tokens_decoder={str(number): entry})
     tokenizer = CheckpointTokenizer(folder)
     assert tokenizer.encode("<|extra|>", allow_control=True) == [number]
-    assert tokenizer.encode("<|extra|>", allow_control=True) == transformers.AutoTokenizer.from_pretrained(folder).encode("<|extra|>")
+    assert transformers.AutoTokenizer.from_pretrained(folder).encode("<|extra|>") == [number]
     with pytest.raises(ModelError, match=r"expected 9999; the folder's files do not belong together"):
         CheckpointTokenizer(byte_level(tmp_path / "c", added_tokens_decoder={"9999": entry}))
 

@@ -106,7 +106,7 @@ def _from_path(path: Path) -> Decoder | ExportedDecoder:
     shards = _shards(folder)
     if shards and not any(f".{config.layers - 1}." in name for name in shards):
         # Before a graph of so many layers is built.
-        raise ModelError(f"{folder}: its configuration has {config.layers} layers, its weights have none of that number")
+        raise ModelError(f"{folder}: its configuration has {config.layers} layers, its weights have no such layer")
     return Decoder(folder.resolve().name, config, _SafeTensors(shards) if shards else None, files)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from qeil_compile.errors import ModelError, UnknownFamilyError
 
-
 #: Sizes above these are in no model: a configuration that has them is refused before anything is allocated by it.
 #: The largest published ones are 126 layers, a vocabulary of 262,144, a context of 10,485,760 with heads of width 128.
 _LARGEST = {"layers": 4096, "taps": 4096}

@@ -145,7 +145,7 @@ def read_units(
         if not stages or list(placements) != list(strings(unit["placements"])):
             raise ArtifactError(f"{store.path}: unit {len(units)} and plan disagree about placements; refused")
         if not set(program.affinity.values()) <= {p.partition(":")[2] for p in placements}:
-            raise ArtifactError(f"{store.path}: unit {len(units)} has operators on devices that it does not have; refused")
+            raise ArtifactError(f"{store.path}: unit {len(units)} has operators on devices of no stage of it; refused")
         units.append(LoweredUnit(indices, placements, devices, program))
     return units
 

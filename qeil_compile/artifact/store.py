@@ -158,7 +158,7 @@ class _Listed(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LIST_LIMIT:
-            raise ArtifactError(f"{self._path}: list of members of {size} bytes, expected at most {_LIST_LIMIT}; refused")
+            raise ArtifactError(f"{self._path}: list of members of {size} bytes, expected at most {_LIST_LIMIT}")
         return super().read(-1 if size is None else size) or b""
 
 

@@ -78,9 +78,11 @@ def command(
         int | None, typer.Option(metavar="SEED", help="Random weights for a family without any, to time its shape.")
     ] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Language models: plan, read no weights.")] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Read a .pt2 file, which can run code when it is read.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Read a .pt2 file, which can run code when it is read.")
+    ] = False,
     allow_operators: Annotated[
-        list[str] | None, typer.Option(metavar="DOMAIN", help="ONNX operators of this domain may occur; may be repeated.")
+        list[str] | None, typer.Option(metavar="DOMAIN", help="ONNX operators of this domain may occur; repeatable.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the search and of random sample inputs.")] = 0,

@@ -99,7 +99,7 @@ def parse_target(data: Mapping[str, Any], file: str) -> Target:
 def check_profile(path: Path) -> list[str]:
     """Every problem of a profile file, each naming the field; an empty list for a good one."""
     try:
-        machine, problems = _parse(_toml(read_file(path, _LIMIT), str(path)), str(path))
+        machine, problems = _parse(_read(path), str(path))
     except TargetError as exc:
         return [str(exc)]
     except (OSError, ValueError) as exc:
@@ -175,7 +175,11 @@ def _own(name: str, path: Path) -> Machine:
 
 
 def _load_file(path: Path) -> Machine:
-    return _first_problem(*_parse(_toml(read_file(path, _LIMIT), str(path)), str(path)))
+    return _first_problem(*_parse(_read(path), str(path)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return _toml(read_file(path, _LIMIT), str(path))
 
 
 def _toml(raw: bytes, file: str) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def _device(name: str) -> Parsed | None:
     own = _user_files()
     if name in known_devices():
         machine = _shipped(name)
-    elif name in own and name not in known_targets() and "device" not in _toml(read_file(own[name], _LIMIT), str(own[name])):
+    elif name in own and name not in known_targets() and "device" not in _read(own[name]):
         machine = _own(name, own[name])
     else:
         return None

@@ -33,7 +33,9 @@ _BUILTINS: Mapping[str, Callable[..., Any]] = {
 }  # fmt: skip
 #: Registered operators that look at files, or that trust sizes and layouts which nobody has checked. Exported models of
 #: dense tensors have none of them.
-_REFUSED = re.compile(r"aten\.(from_file|set|_reshape_alias.*|_(sparse|nested|mkldnn|cudnn|miopen|test|jagged|make_per)_.*)")
+_REFUSED = re.compile(
+    r"aten\.(from_file|set|_reshape_alias.*|_(sparse|nested|mkldnn|cudnn|miopen|test|jagged|make_per)_.*)"
+)
 _TORCH_VALUES = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 
 

@@ -249,8 +249,8 @@ def _check_domains(model: onnx.ModelProto, known: Collection[str]) -> None:
     for node in nodes(model):
         if node.domain not in known:
             raise ValueError(
-                f"operator {node.name or node.op_type!r:.60} is {node.op_type!r:.40} of domain {node.domain!r:.60}, which no "
-                f"engine here has; if one of yours has it, allow it with --allow-operators {node.domain:.60}"
+                f"operator {node.name or node.op_type!r:.60} is {node.op_type!r:.40} of domain {node.domain!r:.60}, "
+                f"which no engine here has; if one of yours has it, allow it with --allow-operators {node.domain:.60}"
             )
 
 
@@ -275,7 +275,8 @@ def _check_order(graph: onnx.GraphProto, outer: set[str]) -> None:
     for node in graph.node:
         missing = [i for i in node.input if i and i not in known]
         if missing:
-            raise ValueError(f"operator {node.name or node.op_type!r:.60} reads {missing[0]!r:.60}, which nothing writes before it")
+            name = node.name or node.op_type
+            raise ValueError(f"operator {name!r:.60} reads {missing[0]!r:.60}, which nothing writes before it")
         for nested in _nested(node):
             _check_order(nested, known)
         for output in filter(None, node.output):
@@ -295,11 +296,11 @@ def _load_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
     location = given.get("location", "")
     parts = Path(location).parts
     if not location or "\0" in location or "\\" in location or Path(location).is_absolute() or ".." in parts:
-        raise ModelError(f"{what}: its data are in {location!r:.80}, expected a file inside the model's folder; refused")
+        raise ModelError(f"{what}: its data are in {location!r:.80}, expected a file inside the model's folder")
     full = folder / location
     try:
         if not full.resolve(strict=True).is_relative_to(folder.resolve(strict=True)):
-            raise ModelError(f"{what}: {location!r:.80} is a link that leaves the model's folder; copy the file into it")
+            raise ModelError(f"{what}: {location!r:.80} is a link that leaves the model's folder; copy the file there")
         offset, size = int(given.get("offset", 0)), _wanted(tensor)
         length = int(given.get("length", size))
         tensor.raw_data = _part(full, offset, length, size)

@@ -68,8 +68,8 @@ def _trace_file(
     if path.suffix == ".pt2":
         if not trust:
             raise ModelError(
-                f"{path}: a .pt2 program holds pickled objects, which can run any code when they are read; pass --trust "
-                "(trust=True in Python) if you trust where it comes from, or hand the model over as .onnx"
+                f"{path}: a .pt2 program holds pickled objects, which can run any code when they are read; pass "
+                "--trust (trust=True in Python) if you trust where it comes from, or hand the model over as .onnx"
             )
         _, trace_program = _torch_frontend(str(path))
         return trace_program(path, workload, inputs, seed=seed)

@@ -27,8 +27,9 @@ _LARGEST = 1 << 35
 
 
 def trace_onnx(
-    model: Path | onnx.ModelProto, workload: Workload, given: Arrays, seed: int = 0, allow_operators: Collection[str] = ()
-) -> Traced:
+    model: Path | onnx.ModelProto, workload: Workload, given: Arrays, seed: int = 0,
+    allow_operators: Collection[str] = (),
+) -> Traced:  # fmt: skip
     """Trace an ONNX file or model. Raises `ModelError`, `UnboundDimensionError`, `InputError`."""
     started = time.perf_counter()
     name = model.stem if isinstance(model, Path) else model.graph.name or "model"
@@ -133,8 +134,8 @@ def _check_sizes(model: onnx.ModelProto, name: str) -> None:
         if nbytes > _LARGEST:
             shape = [d.dim_value for d in tensor.shape.dim]
             raise ModelError(
-                f"model {name}: tensor {info.name} of shape {shape!r:.80} takes {nbytes / 1e9:.3g} GB, expected at most "
-                f"{_LARGEST / 1e9:.3g} GB; bind smaller dimensions with --dim"
+                f"model {name}: tensor {info.name} of shape {shape!r:.80} takes {nbytes / 1e9:.3g} GB, expected at "
+                f"most {_LARGEST / 1e9:.3g} GB; bind smaller dimensions with --dim"
             )
 
 

@@ -64,9 +64,10 @@ class ChatTemplate:
 
     def _render(self, messages: list[Any], variables: dict[str, Any], add_generation_prompt: bool) -> str:
         given = {**self._names, "tools": None, "documents": None, **variables}
+        given |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         pieces, size = [], 0
         try:
-            for piece in self._template.generate(messages=messages, add_generation_prompt=add_generation_prompt, **given):
+            for piece in self._template.generate(given):
                 pieces.append(piece)
                 size += len(piece)
                 if size > _LONGEST:
@@ -166,7 +167,7 @@ def _compile(source: str) -> tuple[Any, tuple[type[Exception], ...]]:
                     _bounded(right * 1000)
             return super().call_binop(context, operator, left, right)
 
-        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
             _bounded_arguments(*args, *kwargs.values())
             return super().call(__context, __obj, *args, **kwargs)
 

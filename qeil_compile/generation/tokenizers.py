@@ -40,7 +40,7 @@ class Llama2cText:
         self.eos = frozenset({tokenizer.bos, tokenizer.eos})
 
     def encode(self, text: str, special: bool = True, allow_control: bool = False) -> list[int]:
-        """Token numbers of `text`, behind the begin mark if `special`; its models read no control tokens out of text."""
+        """Token numbers of `text`, behind the begin mark if `special`; no text is a control token here."""
         return self._tokenizer.encode(text, bos=special)
 
     def decode(self, ids: Iterable[int]) -> str:
