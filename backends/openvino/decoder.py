@@ -232,7 +232,7 @@ class OvDecoderStage:
             request.infer(share_outputs=True)
             self._beam = None
             return {name: request.get_output_tensor(k).data for k, name in self._outputs}
-        except RuntimeError as error:
+        except (LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
             raise BackendError(f"openvino: {' '.join(str(error).split())[:300]}") from error
 
     def export(self) -> dict[str, np.ndarray]:

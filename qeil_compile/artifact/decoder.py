@@ -153,13 +153,15 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
     states = {text(k): text(v) for k, v in mapping(manifest["states"]).items()}
     facts, workload = _facts(manifest["facts"]), _workload(manifest["workload"])
     phases: dict[str, PhaseUnits] = {}
+    if len(set(states.values())) != len(states):
+        raise ArtifactError(f"{store.path}: two states have one output; refused")
     arrays: dict[int, dict[str, np.ndarray]] = {}
     for name, phase in mapping(manifest["phases"]).items():
         plan, bits = read_plan(files[phase["plan"]]), phase["bits"]
         if bits not in _FORMS:
             raise ArtifactError(f"{store.path}: phase {name} has weights of {bits!r} bits, expected one of {_FORMS}")
         units = read_units(store, phase["units"], plan, files, tensors, arrays.setdefault(bits, {}))
-        check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+        _check_phase(store, units, plan, states)
         phases[name] = PhaseUnits(plan, units, bits)
     expected = [PROMPT, *(step_phase(rows) for rows in workload.shares)]
     if list(phases) != expected:
@@ -197,6 +199,15 @@ def _rows(listed: Any, fields: Mapping[str, tuple[type, ...]]) -> list[dict[str,
     return [dict(row) for row in listed]
 
 
+def _check_phase(store: Store, units: Sequence[LoweredUnit], plan: Plan, states: Mapping[str, str]) -> None:
+    """Wiring, and that the unit which reads a state writes it."""
+    check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+    for k, unit in enumerate(units):
+        lost = [states[n] for n in unit.program.inputs if n in states and states[n] not in unit.program.outputs]
+        if lost:
+            raise ArtifactError(f"{store.path}: unit {k} has a state whose output {lost[0]} it does not write; refused")
+
+
 def _spares(
     store: Store, listed: Any, phases: Mapping[str, PhaseUnits], files: Mapping[str, memoryview], tensors: Tensors,
     arrays: dict[int, dict[str, np.ndarray]], states: Mapping[str, str],
@@ -214,7 +225,7 @@ def _spares(
             if bits not in _FORMS:
                 raise ArtifactError(f"{store.path}: failover plan {k} has weights of {bits!r} bits; refused")
             units = read_units(store, phase["units"], plan, files, tensors, arrays.setdefault(bits, {}))
-            check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+            _check_phase(store, units, plan, states)
             one[name] = PhaseUnits(plan, units, bits)
         found.append(one)
     return found

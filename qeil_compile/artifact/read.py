@@ -12,7 +12,7 @@ import numpy as np
 from qeil_compile.errors import ArtifactError, QeilError
 from qeil_compile.forms.onnx_check import check_stage
 from qeil_compile.forms.program import Form, StageProgram
-from qeil_compile.frontends.traced import numpy_dtype
+from qeil_compile.frontends.traced import check_input, numpy_dtype
 from qeil_compile.ir import DTYPE_BYTES, OpGraph, Workload, mapping, strings, text
 from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
@@ -121,6 +121,8 @@ def _check_golden(store: Store, golden: Golden, graph: OpGraph) -> None:
     """An output that is not among the golden ones would never be compared; none at all are refused by `verify`."""
     if set(golden.inputs) != set(graph.inputs) or (golden.outputs and set(golden.outputs) != set(graph.outputs)):
         raise ArtifactError(f"{store.path}: golden tensors are not those of the graph's inputs and outputs; refused")
+    for name, array in golden.inputs.items():
+        check_input(graph.tensors[name], array)
 
 
 def read_units(
