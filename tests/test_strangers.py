@@ -846,7 +846,7 @@ def test_any_plan_is_read_or_refused(mixed: Compiled, data: st.DataObject) -> No
     assert plan.as_text() and Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-PROFILE = (ROOT / "qeil_compile" / "devices" / "profiles" / "devices" / "jetson-agx-orin.toml").read_text()
+PROFILE = (ROOT / "qeil_compile" / "devices" / "profiles" / "devices" / "jetson-orin-nx.toml").read_text()
 
 
 @FUZZ

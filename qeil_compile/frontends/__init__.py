@@ -65,6 +65,8 @@ def _trace_file(
         raise ModelError(f"{path}: no such file; expected an .onnx or .pt2 model")
     if path.is_dir():
         raise ModelError(f"{path}: is a folder; expected an .onnx or .pt2 file")
+    if not path.is_file():
+        raise ModelError(f"{path}: is no regular file; expected an .onnx or .pt2 file")
     if path.suffix == ".pt2":
         if not trust:
             raise ModelError(
