@@ -90,14 +90,13 @@ def check_stage(
         model = onnx.ModelProto.FromString(payload)
     except DecodeError as error:
         raise ValueError(f"the stage is no ONNX model ({_line(error)})") from error
-    external = {id(t) for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
-    for tensor in tensors(model):
+    outside = [t.name for t in tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
+    own = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in own:
+        _check_weight(tensor, weights)
+    if len(outside) > len(own):
         # An engine would look for a file of that name, wherever the process happens to stand.
-        if tensor.data_location == onnx.TensorProto.EXTERNAL and id(tensor) not in external:
-            raise ValueError(f"tensor {tensor.name!r:.60} is in a file; stages name no files")
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_weight(tensor, weights)
+        raise ValueError(f"one of {', '.join(outside)!r:.80} is in a file; stages name no files")
     check_model(model, "stage", {n.domain for n in nodes(model)})
     initial = {t.name for t in model.graph.initializer}
     given = [i for i in model.graph.input if i.name not in initial]
@@ -256,8 +255,10 @@ def _check_domains(model: onnx.ModelProto, known: Collection[str]) -> None:
 
 def _check_weight(tensor: onnx.TensorProto, weights: Mapping[str, np.ndarray]) -> None:
     array = weights.get(tensor.name)
-    entries = [(e.key, e.value) for e in tensor.external_data]
-    if array is None or entries != [("location", tensor.name)]:
+    entries = {e.key: e.value for e in tensor.external_data}
+    # As the exporter writes it, or with a location alone.
+    whole = {"location": tensor.name, "offset": "0", "length": str(array.nbytes)} if array is not None else {}
+    if array is None or entries not in (whole, {"location": tensor.name}) or len(tensor.external_data) != len(entries):
         raise ValueError(f"weight {tensor.name!r:.60} is none of the unit's; stages name no files")
     kind = dtype_name(tensor.data_type)
     # Halves are only stored so: decoders compute in float32.
