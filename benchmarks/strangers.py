@@ -52,7 +52,7 @@ class Worker:
 
     def ask(self, kind: str, path: Path, original: Path, turn: int) -> tuple[str, str]:
         """The outcome of one mutant."""
-        process = self._started()
+        process = self.start()
         assert process.stdin is not None
         line = {"kind": kind, "path": str(path), "original": str(original), "turn": turn}
         try:
@@ -71,7 +71,8 @@ class Worker:
         self._process = None
         return CRASH, signal.Signals(-status).name if status < 0 else f"exit {status}"
 
-    def _started(self) -> subprocess.Popen[str]:
+    def start(self) -> subprocess.Popen[str]:
+        """The process, warm."""
         if self._process is None:
             self._answers = queue.Queue()
             home = self.place / "home"
@@ -155,23 +156,28 @@ class Hunt:
 
     def run(self) -> int:
         """Mutants until there are enough of them, or until the time is over; returns how many."""
+        for original in self.originals:
+            found = self.worker.ask(original.kind, original.path, original.path, 0)
+            if found[0] not in (RIGHT, DIFFERENT):
+                raise SystemExit(f"{original.name} is not accepted as it is: {' '.join(found)}")
         started, done = time.monotonic(), 0
-        before = surroundings(self.place)
         while done < self.args.count and time.monotonic() - started < self.args.seconds:
             number = self.args.start + done
-            before = self._one(self.originals[number % len(self.originals)], number, before)
+            self._one(self.originals[number % len(self.originals)], number)
             done += 1
             if done % 500 == 0:
                 print(f"{done} mutants, {len(self.failures)} failures, {time.monotonic() - started:.0f} s", flush=True)
         self.worker.close()
         return done
 
-    def _one(self, original: Original, number: int, before: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    def _one(self, original: Original, number: int) -> None:
         scratch = self.place / "mutant"
         scratch.mkdir()
         seed = random.Random(f"{self.args.seed}/{number}").getrandbits(64)
         path, what = mutant(Mutator(seed, str(self.place / "outside")), original, scratch)
-        as_made = inside(scratch)
+        # Engines keep notes of their own in the home folder when they start.
+        self.worker.start()
+        before, as_made = surroundings(self.place), inside(scratch)
         clock = time.monotonic()
         found, line = self.worker.ask(original.kind, path, original.path, number)
         if found == HANG:
@@ -191,7 +197,6 @@ class Hunt:
             if len(self.failures) <= KEPT:
                 shutil.copytree(scratch, self.place / "kept" / str(number), symlinks=True, copy_function=_copied)
         shutil.rmtree(scratch)
-        return after
 
 
 def _copied(source: str, target: str) -> None:
