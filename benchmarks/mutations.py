@@ -349,7 +349,7 @@ class Mutator:
             model.opset_import.append(helper.make_opsetid("own", 1))
         elif form == 4 and model.graph.input:
             inner = onnx.GraphProto(name="inner")
-            for _ in range(self.rng.choice((2, 20, 31, 40))):
+            for _ in range(self.rng.choice((2, 20, 30))):
                 outer = onnx.GraphProto(name="outer")
                 node = helper.make_node("If", [model.graph.input[0].name], ["o"])
                 node.attribute.append(helper.make_attribute("then_branch", inner))

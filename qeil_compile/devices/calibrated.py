@@ -360,6 +360,8 @@ class Calibration:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
         """Rebuild. Raises `KeyError`, `TypeError` or `ValueError` on anything else."""
+        if not data["families"]:
+            raise ValueError("no family was measured")
         return Calibration(
             str(data["engine"]),
             str(data["device"]),

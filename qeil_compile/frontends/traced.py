@@ -13,9 +13,9 @@ from qeil_compile.forms.program import Source
 from qeil_compile.ir import OpGraph, TensorSpec, Workload
 
 Arrays = Mapping[str, np.ndarray]
-#: Types of operators that read rows of a table: an integer input that feeds one must stay below its row count.
 #: Bytes of an input that is made up.
 _LARGEST = 1 << 30
+#: Types of operators that read rows of a table: an integer input that feeds one must stay below its row count.
 _LOOKUPS = {"embedding": (1, 0), "Gather": (1, 0), "index_select": (2, 0)}
 
 
