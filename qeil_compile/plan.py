@@ -214,7 +214,8 @@ class Plan:
                 failovers=tuple(Failover(**_typed(Failover, f)) for f in data["failovers"]),
                 spares=tuple(_spare_from_json(s) for s in data["spares"]),
             )
-            if any(value < 0 for o in (plan, *plan.alternatives) for value in asdict(o.objectives).values()):
+            objectives = [plan.objectives, *(a.objectives for a in plan.alternatives)]
+            if any(value < 0 for o in objectives for value in asdict(o).values()):
                 raise ValueError("objectives are below 0")
             _check_failovers(plan)
             return plan
