@@ -38,6 +38,8 @@ MEMORY = 4 << 30
 CRASH, HANG, OTHER, WROTE = "CRASH", "HANG", "OTHER EXCEPTION", "WROTE OUTSIDE"
 FAILURES = (CRASH, HANG, OTHER, WROTE, WRONG)
 OUTCOMES = (REFUSED, UNVERIFIED, RIGHT, DIFFERENT, *FAILURES)
+#: Folders of engines in the home folder.
+NOTES = ("intel", "Microsoft")
 #: Where failures are kept, apart from the rest, to look at them.
 KEPT = 40
 
@@ -107,10 +109,12 @@ def _listen(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
 
 
 def surroundings(place: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of everything that no reader may touch."""
+    """Size and time of everything that no reader may touch; engines keep notes of their own in the home folder."""
     found = {}
     for name in ("outside", "cwd", "home", "originals"):
         for path in [place / name, *(place / name).rglob("*")]:
+            if any(part in NOTES for part in path.parts):
+                continue
             info = path.lstat()
             found[str(path)] = info.st_size, info.st_mtime_ns
     return found

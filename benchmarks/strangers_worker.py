@@ -9,6 +9,7 @@ which is named by the exception. MEMORY is how many bytes of address space a mut
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -219,6 +220,7 @@ def outcome(kind: str, path: Path, original: str, turn: int) -> tuple[str, str]:
 def main() -> None:
     """Answer until standard input ends."""
     warnings.simplefilter("ignore")
+    faulthandler.enable()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # engines print where they like
     for kind, original in json.loads(sys.argv[1]):

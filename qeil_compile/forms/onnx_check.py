@@ -7,12 +7,13 @@ models that travel in artifacts, which may refer to no file at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from qeil_compile.errors import ModelError
 from qeil_compile.ir import DTYPE_BYTES
@@ -58,10 +59,10 @@ def read_model(path: Path, allow_operators: Collection[str] = ()) -> onnx.ModelP
 
 
 def parse_file(path: Path) -> onnx.ModelProto:
-    """The message in a file, unchecked and without external data. Raises `ModelError`."""
+    """The message in a file, without external data; only its texts are checked. Raises `ModelError`."""
     try:
-        return onnx.ModelProto.FromString(read_file(path, MODEL_LIMIT))
-    except (OSError, DecodeError, MemoryError) as error:
+        return _parse(read_file(path, MODEL_LIMIT))
+    except (OSError, DecodeError, MemoryError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as an ONNX model ({_line(error)})") from error
 
 
@@ -87,8 +88,8 @@ def check_stage(
     it has as many inputs and outputs as its unit says.
     """
     try:
-        model = onnx.ModelProto.FromString(payload)
-    except DecodeError as error:
+        model = _parse(payload)
+    except (DecodeError, ValueError) as error:
         raise ValueError(f"the stage is no ONNX model ({_line(error)})") from error
     outside = [t.name for t in tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL]
     own = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
@@ -104,6 +105,33 @@ def check_stage(
         if len(found) != len(wanted):
             raise ValueError(f"the stage has {len(found)} {kind}, its unit {len(wanted)}")
     _check_order(model.graph, set())
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    """A message whose texts are texts: protobuf takes any bytes for them, and fails when they are looked at."""
+    model = onnx.ModelProto.FromString(data)
+    todo: list[Message] = [model]
+    while todo:
+        message = todo.pop()
+        if isinstance(message, onnx.TensorProto):
+            # Without a copy of its data.
+            _check_texts([message.name, message.doc_string])
+            todo += message.external_data
+            continue
+        for field, value in message.ListFields():
+            values = [value] if isinstance(value, (str, bytes, Message)) else value
+            if field.type == field.TYPE_STRING:
+                _check_texts(values)
+            elif field.type == field.TYPE_MESSAGE:
+                todo += values
+    return model
+
+
+def _check_texts(values: Iterable[Any]) -> None:
+    """Raise `ValueError` for bytes that are no UTF-8."""
+    wrong = next((v for v in values if not isinstance(v, str)), None)
+    if wrong is not None:
+        raise ValueError(f"found {wrong!r:.60} in place of a text")
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

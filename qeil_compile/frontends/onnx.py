@@ -247,6 +247,9 @@ def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _build(model: onnx.ModelProto, name: str) -> OpGraph:
     graph = build_graph(model, name)
+    for given in graph.inputs:
+        if not graph.tensors[given].is_tensor:
+            raise ModelError(f"model {name}: input {given} has no known type; expected a tensor of one of ONNX's types")
     for output in graph.outputs:
         if not graph.tensors[output].is_tensor:
             raise ModelError(f"model {name}: output {output} is no tensor; only tensors can leave a plan")
