@@ -90,8 +90,8 @@ def _sized(spec: TensorSpec) -> TensorSpec:
     """The input, if random numbers for it fit into any memory. Raises `InputError`."""
     if spec.nbytes > _LARGEST:
         raise InputError(
-            f"input {spec.name}: a sample of shape {list(spec.shape or ())!r:.80} takes {spec.nbytes / 1e9:.3g} GB, expected "
-            f"at most {_LARGEST / 1e9:.3g} GB; bind smaller dimensions with --dim, or give the input"
+            f"input {spec.name}: a sample of shape {list(spec.shape or ())!r:.80} takes {spec.nbytes / 1e9:.3g} GB, "
+            f"expected at most {_LARGEST / 1e9:.3g} GB; bind smaller dimensions with --dim, or give the input"
         )
     return spec
 
