@@ -258,6 +258,8 @@ BAD_MODELS: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "tensor out of nothing": (_constant_of_shape, "takes 4.4e"),
     "huge input": (_input_dim(1 << 30), "--dim"),
     "impossible input": (_input_dim(1 << 60), "dimension"),
+    "numbers that are called texts": (lambda m: m.graph.value_info.append(
+        helper.make_tensor_value_info("b", TensorProto.STRING, [2, 64])), "another than computed"),
     "cycle": (lambda m: m.graph.node[0].input.__setitem__(0, "c"), "no valid ONNX model"),
 }  # fmt: skip
 
@@ -331,6 +333,24 @@ def test_a_model_in_memory_reads_no_file() -> None:
     _external(location="/etc/hostname")(model)
     with pytest.raises(ModelError, match="is in a file"):
         trace(model)
+
+
+@pytest.mark.parametrize("place", ["location", "name", "input", "graph"])
+def test_texts_that_are_none(place: str, tmp_path: Path) -> None:
+    """protobuf takes any bytes for a text, and fails when it is looked at."""
+    model = tiny(False)
+    _external(location="MARKMARK")(model)
+    raw = {"location": b"MARKMARK", "name": b"first", "input": b"w1", "graph": b"tiny"}[place]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString().replace(raw, b"\xff" * len(raw)))
+    with pytest.raises(ModelError, match="in place of a text"):
+        trace(path)
+
+
+def test_inputs_without_a_type_are_refused(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "m.onnx", lambda m: m.graph.input[0].type.Clear())
+    with pytest.raises(ModelError):
+        trace(path)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -433,6 +453,9 @@ STAGES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "node reads nothing": (lambda m: m.graph.node[0].input.append("nowhere"), "nothing writes"),
     "output of nothing": (lambda m: setattr(m.graph.output[0], "name", "nowhere"), "written by no operator"),
     "written twice": (lambda m: m.graph.node.append(m.graph.node[0]), "written twice"),
+    "number that is called a text": (lambda m: m.graph.value_info.append(
+        helper.make_tensor_value_info(m.graph.node[0].output[0], TensorProto.STRING, [1, 3, 50])),
+        "another than computed"),
     "no model": (lambda m: m.Clear(), "inputs"),
 }  # fmt: skip
 
@@ -572,6 +595,14 @@ EXPLAINED: dict[str, Callable[[Path], None]] = {
 def test_what_explanations_rely_on_is_checked(artifact: Path, case: str) -> None:
     EXPLAINED[case](artifact)
     refused(artifact, str(artifact) if "plan" not in case else "malformed")
+
+
+def test_names_longer_than_a_file_system_takes(artifact: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["files"]["weights/" + "9" * 5000] = {"size": 1, "sha256": ""}
+
+    rewrite(artifact, change)
+    refused(artifact, "cannot be read")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "graph.json"])

@@ -10,7 +10,6 @@ from typing import Any, get_args
 import numpy as np
 
 from qeil_compile.errors import ArtifactError, QeilError
-from qeil_compile.forms.onnx_check import check_stage
 from qeil_compile.forms.program import Form, StageProgram
 from qeil_compile.frontends.traced import check_input, numpy_dtype
 from qeil_compile.ir import DTYPE_BYTES, OpGraph, Workload, mapping, strings, text
@@ -166,6 +165,9 @@ def _program(store: Store, unit: Mapping[str, Any], files: Mapping[str, memoryvi
 def _check_program(program: StageProgram, weights: Mapping[str, np.ndarray]) -> None:
     """What the program itself declares, against what its unit says of it."""
     if program.form == "onnx":
+        # Importing this package imports no engine, and not their formats either.
+        from qeil_compile.forms.onnx_check import check_stage
+
         check_stage(program.payload, weights, program.inputs, program.outputs)
         return
     stage = mapping(parse_json(program.payload))

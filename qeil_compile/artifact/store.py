@@ -78,15 +78,15 @@ class FolderStore:
         """Map one regular file."""
         check_name(self.path, name)
         full = self.path / name
-        for part in (full.parent, full):
-            if part != self.path and part.is_symlink():
-                raise ArtifactError(f"{self.path}: {name} is a link; artifacts hold regular files only; refused")
         try:
+            for part in (full.parent, full):
+                if part != self.path and part.is_symlink():
+                    raise ArtifactError(f"{self.path}: {name} is a link; artifacts hold regular files only; refused")
             # O_NOFOLLOW: the file could be replaced by a link between the check and the opening.
             # O_NONBLOCK: opening a named pipe would wait for a writer for ever.
             handle = os.open(full, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
-            raise ArtifactError(f"{self.path}: {name} cannot be read ({error.strerror})") from error
+            raise ArtifactError(f"{self.path}: {name:.80} cannot be read ({error.strerror})") from error
         try:
             info = os.fstat(handle)
             if not stat.S_ISREG(info.st_mode):

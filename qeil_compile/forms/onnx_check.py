@@ -79,6 +79,19 @@ def check_model(model: onnx.ModelProto, name: str, allow_operators: Collection[s
         raise ModelError(f"{name}: {error}") from error
 
 
+def check_types(model: onnx.ModelProto, name: str) -> None:
+    """Raise `ModelError` where a declared type contradicts what operators give, in nested graphs too.
+
+    OpenVINO believes such declarations: numbers that are called texts are read as pointers.
+    """
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        # Other complaints of the strict mode are about operators that it does not know, and shapes.
+        if "elem type differs" in str(error) or "unsupported type: tensor(string)" in str(error):
+            raise ModelError(f"{name}: a declared type is another than computed ({_line(error)})") from error
+
+
 def check_stage(
     payload: bytes, weights: Mapping[str, np.ndarray], inputs: Sequence[str], outputs: Sequence[str]
 ) -> None:
@@ -105,6 +118,7 @@ def check_stage(
         if len(found) != len(wanted):
             raise ValueError(f"the stage has {len(found)} {kind}, its unit {len(wanted)}")
     _check_order(model.graph, set())
+    check_types(model, "stage")
 
 
 def _parse(data: bytes) -> onnx.ModelProto:

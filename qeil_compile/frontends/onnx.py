@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from qeil_compile.errors import InputError, ModelError, UnboundDimensionError
-from qeil_compile.forms.onnx_check import check_model, read_model, tensors
+from qeil_compile.forms.onnx_check import check_model, check_types, read_model, tensors
 from qeil_compile.forms.onnx_source import OnnxSource, build_graph, captured_names, detach_weights, dtype_name
 from qeil_compile.forms.program import INLINE_BYTES
 from qeil_compile.ir import DTYPE_BYTES, OpGraph, Workload
@@ -35,6 +35,7 @@ def trace_onnx(
     name = model.stem if isinstance(model, Path) else model.graph.name or "model"
     proto = read_model(model, allow_operators) if isinstance(model, Path) else _checked(model, name, allow_operators)
     arrays = detach_weights(proto)
+    check_types(proto, f"model {name}")
     _name_nodes(proto)
     original = _copy(proto)
     _bind(proto, workload, given, name)
