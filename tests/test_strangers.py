@@ -916,9 +916,9 @@ def test_any_log_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, ro
 
 def test_a_minute_of_mutants(tmp_path: Path) -> None:
     """The hunt of `benchmarks/strangers.py`: no crash, no hang, no other exception, nothing written, nothing wrong."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "strangers.py"), "--count", "400", "--seed", "20",
+    command = [sys.executable, str(ROOT / "benchmarks" / "strangers.py"), "--count", "1200", "--seed", "20",
                "--json", str(tmp_path / "result.json")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     rows = json.loads((tmp_path / "result.json").read_text())["tables"]["outcomes"]["rows"]
-    assert rows[-1]["mutants"] == 400 and rows[-1]["refused"] > 200 and rows[-1]["accepted, right"] > 0
+    assert rows[-1]["mutants"] == 1200 and rows[-1]["refused"] > 600 and rows[-1]["accepted, right"] > 30
