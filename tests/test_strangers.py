@@ -258,6 +258,9 @@ BAD_MODELS: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "tensor out of nothing": (_constant_of_shape, "takes 4.4e"),
     "huge input": (_input_dim(1 << 30), "--dim"),
     "impossible input": (_input_dim(1 << 60), "dimension"),
+    "stride of 2^32": (lambda m: m.graph.node[0].attribute.append(helper.make_attribute("strides", [1, 1 << 32])),
+                       "strides is 4294967296"),
+    "no group": (lambda m: m.graph.node[0].attribute.append(helper.make_attribute("group", 0)), "group is 0"),
     "numbers that are called texts": (lambda m: m.graph.value_info.append(
         helper.make_tensor_value_info("b", TensorProto.STRING, [2, 64])), "another than computed"),
     "cycle": (lambda m: m.graph.node[0].input.__setitem__(0, "c"), "no valid ONNX model"),
@@ -729,6 +732,19 @@ def test_safetensors_headers_that_lie(raw: bytes, tmp_path: Path, lean: None) ->
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(ModelError, match="safetensors"):
+        open_decoder(tmp_path)
+
+
+def test_weights_that_cannot_be_mapped_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safetensors = pytest.importorskip("safetensors")
+
+    def full(*args: Any) -> None:
+        raise MemoryError("Cannot allocate memory")
+
+    monkeypatch.setattr(safetensors, "safe_open", full)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="Cannot allocate memory"):
         open_decoder(tmp_path)
 
 

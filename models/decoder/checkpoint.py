@@ -147,7 +147,7 @@ def _open(path: Path) -> Any:
         raise ModelError(f"{path}: needs the package safetensors; install qeil-compile[llm]") from error
     try:
         return safe_open(path, "pt")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors ({error}); fetch it again") from error
 
 

@@ -27,6 +27,9 @@ MODEL_LIMIT = (1 << 31) - 1
 _DEPTH = 32
 #: A sparse weight is made dense: elements that may come of one.
 _DENSE = 1 << 28
+#: Attributes of windows -> the least value. Engines keep them in 32 bits, and divide by what is left.
+_INT32 = 1 << 31
+_WINDOWS = {"strides": 1, "dilations": 1, "kernel_shape": 1, "group": 1, "pads": -_INT32, "output_padding": 0}
 #: Operators that the engines here know by name. Nothing else in a model runs anywhere, so that whoever has an engine
 #: with more has to say so.
 KNOWN_DOMAINS = frozenset({
@@ -201,6 +204,12 @@ def _check_graph(graph: onnx.GraphProto, depth: int) -> None:
 def _check_nodes(listed: Sequence[onnx.NodeProto], depth: int) -> None:
     for node in listed:
         for a in node.attribute:
+            least = _WINDOWS.get(a.name)
+            wrong = [v for v in (*a.ints, *([a.i] if a.HasField("i") else ())) if least is not None and not (
+                least <= v < _INT32)]  # fmt: skip
+            if wrong:
+                name = node.name or node.op_type
+                raise ValueError(f"operator {name!r:.60}: {a.name} is {wrong[0]}, expected {least} to {_INT32 - 1}")
             for tensor in (*([a.t] if a.HasField("t") else ()), *a.tensors):
                 check_tensor(tensor)
             for sparse in (*([a.sparse_tensor] if a.HasField("sparse_tensor") else ()), *a.sparse_tensors):
