@@ -286,7 +286,7 @@ CONFIG = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "n
      {"rms_norm_eps": float("nan")},
      {"rope_theta": float("inf")}, {"rope_theta": 0}, {"rope_scaling": [1]},
      {"rope_scaling": {"rope_type": "linear", "factor": "x"}},
-     {"layer_types": [[]]}, {"num_key_value_heads": -2}, {"head_dim": 10**30}],
+     {"rms_norm_eps": 10**25}, {"layer_types": [[]]}, {"num_key_value_heads": -2}, {"head_dim": 10**30}],
 )  # fmt: skip
 def test_configurations_of_no_model(change: dict[str, Any], tmp_path: Path, lean: None) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **change}))

@@ -20,6 +20,7 @@ from qeil_compile.errors import ModelError, UnknownFamilyError
 _LARGEST = {"layers": 4096, "taps": 4096}
 _LARGEST_OTHER = 1 << 24
 _TABLE = 1 << 31
+_FACTOR = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,8 @@ class DecoderConfig:
             _check_size(self.family, name, getattr(self, name))
         for name in ("norm_eps", "embedding_multiplier", "residual_multiplier", "logits_divisor", "scale"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not isfinite(value):
-                raise ModelError(f"decoder {self.family}: {name} is {value!r:.40}, expected a finite number")
+            if type(value) not in (int, float) or not abs(value) <= _FACTOR:
+                raise ModelError(f"decoder {self.family}: {name} is {value!r:.40}, expected a number up to {_FACTOR:g}")
         if self.context * self.head_width > _TABLE:
             raise ModelError(
                 f"decoder {self.family}: a context of {self.context} with heads of width {self.head_width}, expected a "
