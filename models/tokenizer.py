@@ -16,7 +16,10 @@ from os import PathLike
 from pathlib import Path
 
 from qeil_compile.errors import InputError, ModelError
+from qeil_compile.untrusted import read_file
 
+#: Bytes of a tokenizer file.
+_LIMIT = 1 << 28
 _LENGTH = struct.Struct("<i")
 _TOKEN = struct.Struct("<fi")
 _BYTE_BASE = 3
@@ -55,7 +58,7 @@ class Llama2cTokenizer:
         """
         path = Path(path)
         try:
-            data = path.read_bytes()
+            data = read_file(path, _LIMIT)
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:

@@ -14,7 +14,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -261,8 +261,11 @@ def aot_compile(
     settings: Settings | None = None,
     seed: int = 0,
     progress: Progress = _silent,
+    trust: bool = False,
+    allow_operators: Collection[str] = (),
 ) -> Compiled:
-    """Compile a model ahead of time; see `trace` for what a model can be and `Settings` for the rest.
+    """Compile a model ahead of time; see `trace` for what a model can be, `trust` and `allow_operators`, and `Settings`
+    for the rest.
 
     The result is running on this machine (stages of absent devices on a stand-in, see
     `Compiled.emulated`), agrees with the unpartitioned model on the sample inputs, and can be saved. Raises a
@@ -271,7 +274,9 @@ def aot_compile(
     settings = settings or Settings()
     target = find_target(settings.target)
     progress("trace", 0, 1)
-    traced = trace(model, args, kwargs, workload=workload, inputs=inputs, seed=seed)
+    traced = trace(
+        model, args, kwargs, workload=workload, inputs=inputs, seed=seed, trust=trust, allow_operators=allow_operators
+    )
     progress("trace", 1, 1)
     return compile_traced(traced, replace(settings, target=target), progress)
 
@@ -534,16 +539,20 @@ def compile(model: Any = None, **options: Any) -> Any:
         def f(x): ...
 
     `options` are the fields of `Settings`. A path to an `.onnx` or `.pt2` file is compiled at once (options
-    `workload` and `inputs` are those of `aot_compile`).
+    `workload`, `inputs`, `seed`, `trust` and `allow_operators` are those of `aot_compile`).
     """
     if model is None:
         return lambda m: compile(m, **options)
     if isinstance(model, (str, Path)):
-        extra = {k: options.pop(k) for k in ("workload", "inputs", "seed") if k in options}
+        extra = {k: options.pop(k) for k in _OF_PATHS if k in options}
         return aot_compile(model, settings=_settings(options), **extra)
     if isinstance(model, type) or not callable(model):
         raise ModelError(f"{model!r:.80} is no model; expected a torch module instance, a function or a path")
     return CompiledCallable(model, _settings(options))
+
+
+#: Options of `compile` for a path that are no settings.
+_OF_PATHS = ("workload", "inputs", "seed", "trust", "allow_operators")
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:

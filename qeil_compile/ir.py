@@ -15,7 +15,10 @@ from math import prod
 from typing import Any, Literal, get_args
 
 from .errors import InputError, ModelError
+from .untrusted import elements
 
+#: More than any dimension of a tensor that fits into a memory.
+_LARGEST_DIM = 1 << 40
 Role = Literal["input", "weight", "activation"]
 Dialect = Literal["fx", "onnx"]
 
@@ -76,8 +79,9 @@ def mapping(value: Any) -> Mapping[str, Any]:
 def _dims(values: Any) -> tuple[int | None, ...] | None:
     if values is None:
         return None
-    if not isinstance(values, (list, tuple)) or not all(d is None or (type(d) is int and d >= 0) for d in values):
+    if not isinstance(values, (list, tuple)):
         raise ValueError(f"{values!r:.60} is no shape")
+    elements([1 if d is None else d for d in values])
     return tuple(values)
 
 
@@ -390,8 +394,10 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name, value in self.dims.items():
-            if value < 1:
-                raise InputError(f"dimension {name}: found {value}, expected a number from 1; correct --dim")
+            if not 1 <= value <= _LARGEST_DIM:
+                raise InputError(
+                    f"dimension {name}: found {value}, expected a number from 1 to {_LARGEST_DIM}; correct --dim"
+                )
 
     def bind(self, tensor: str, axis: int, symbol: str | None) -> int | None:
         """The number bound to axis `axis` of input `tensor`, by its symbol or by position; None if unbound."""

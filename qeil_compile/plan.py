@@ -214,9 +214,12 @@ class Plan:
                 failovers=tuple(Failover(**_typed(Failover, f)) for f in data["failovers"]),
                 spares=tuple(_spare_from_json(s) for s in data["spares"]),
             )
+            objectives = [plan.objectives, *(a.objectives for a in plan.alternatives)]
+            if any(value < 0 for o in objectives for value in asdict(o).values()):
+                raise ValueError("objectives are below 0")
             _check_failovers(plan)
             return plan
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ArtifactError(f"plan: missing or malformed field ({error}); compile the model again") from error
 
     def without_spare(self, k: int, reason: str) -> Plan:
@@ -305,8 +308,13 @@ def device_text(d: DeviceState) -> str:
     )
 
 
+def _number(value: Any) -> bool:
+    """A number, infinite perhaps, but not NaN: comparisons with that decide nothing."""
+    return type(value) in (int, float) and value == value
+
+
 def _numbers(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(type(v) in (int, float) for v in value.values())
+    return isinstance(value, Mapping) and all(map(_number, value.values()))
 
 
 def _list_of(kind: type) -> Callable[[Any], bool]:
@@ -317,9 +325,9 @@ def _list_of(kind: type) -> Callable[[Any], bool]:
 _FITS: Mapping[str, Callable[[Any], bool]] = {
     "str": lambda v: isinstance(v, str),
     "int": lambda v: type(v) is int,
-    "float": lambda v: type(v) in (int, float),
+    "float": _number,
     "int | None": lambda v: v is None or type(v) is int,
-    "float | None": lambda v: v is None or type(v) in (int, float),
+    "float | None": lambda v: v is None or _number(v),
     "bool": lambda v: isinstance(v, bool),
     "Label": lambda v: isinstance(v, str) and v in get_args(Label),
     "tuple[str, ...]": _list_of(str),

@@ -318,15 +318,15 @@ def test_exported_program(dynamic: torch.export.ExportedProgram, tmp_path: Path)
     torch.export.save(dynamic, tmp_path / "m.pt2")
     x = torch.randn(7, 16)
     for model in (dynamic, tmp_path / "m.pt2"):
-        compiled = aot_compile(model, workload=Workload({"x.0": 7}), settings=settings("torch:cpu"))
+        compiled = aot_compile(model, workload=Workload({"x.0": 7}), settings=settings("torch:cpu"), trust=True)
         with torch.no_grad():
             assert_same(compiled(x), zoo.mlp()(x))
         with pytest.raises(UnboundDimensionError, match=r"dimension 0 .* input x .*--dim x\.0=N"):
-            trace(model)
+            trace(model, trust=True)
         with pytest.raises(InputError, match="height"):
-            trace(model, workload=Workload({"x.0": 7, "height": 3}))
+            trace(model, workload=Workload({"x.0": 7, "height": 3}), trust=True)
         with pytest.raises((ModelError, InputError)):
-            trace(model, workload=Workload({"x.0": 1000}))
+            trace(model, workload=Workload({"x.0": 1000}), trust=True)
 
 
 def test_static_program(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_static_program(tmp_path: Path) -> None:
     program = torch.export.export(zoo.mlp(), (x,))
     torch.export.save(program, tmp_path / "m.pt2")
     with torch.no_grad():
-        assert_same(aot_compile(tmp_path / "m.pt2", settings=settings("torch:cpu"))(x), zoo.mlp()(x))
+        assert_same(aot_compile(tmp_path / "m.pt2", settings=settings("torch:cpu"), trust=True)(x), zoo.mlp()(x))
 
 
 def onnx_model(domain: str = "", op: str = "Relu") -> onnx.ModelProto:
@@ -373,7 +373,7 @@ def test_files_that_are_no_models(tmp_path: Path, suffix: str, content: bytes) -
     path = tmp_path / f"m{suffix}"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=path.name):
-        trace(path)
+        trace(path, trust=True)
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -580,7 +580,10 @@ def test_chain_is_exact_on_chains(data: st.DataObject) -> None:
 
 def test_operator_that_runs_nowhere() -> None:
     with pytest.raises(UnsupportedOperatorError) as caught:
-        aot_compile(onnx_model("my.domain", "Magic"), workload=Workload({"batch": 2}), settings=settings(*ENGINES))
+        aot_compile(
+            onnx_model("my.domain", "Magic"), workload=Workload({"batch": 2}), settings=settings(*ENGINES),
+            allow_operators=("my.domain",),
+        )  # fmt: skip
     message = str(caught.value)
     assert "block/last" in message and "my.domain.Magic" in message
     for placement in ENGINES:

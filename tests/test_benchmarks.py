@@ -28,11 +28,12 @@ SMALL = {
     "faults": [],
     "llm": ["--families", "gpt2-125m", "--forms", "fp32", "--rows", "2", "--only", "decode", "job", "--peers",
             "transformers", "--threads", "1"],
+    "strangers": ["--only", "plan", "log", "FX", "--count", "20"],
     "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
 }
 #: Parts of benchmarks, not scripts.
 PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native",
-         "llm_turns", "llm_worker", "selection_costs"}
+         "llm_turns", "llm_worker", "mutations", "selection_costs", "strangers_corpus", "strangers_worker"}
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -238,7 +238,7 @@ BAD_MODELS: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing.onnx", lambda p: None, "no such file"),
     ("model.txt", lambda p: p.write_text("x"), "suffix .txt"),
     ("folder.onnx", lambda p: p.mkdir(), "folder"),
-    ("text.pt2", lambda p: p.write_text("this is no model"), "exported program"),
+    ("text.pt2", lambda p: p.write_text("this is no model"), "--trust"),
 ]
 
 

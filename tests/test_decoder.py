@@ -297,9 +297,12 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     small("qwen2").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(ModelError, match="has 4 layers, its weights have no such layer"):
+        open_decoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "qwen3"}))
     decoder = open_decoder(tmp_path)
-    with pytest.raises(ModelError, match=r"no tensor model\.layers\.3"):
-        decoder.weights(decoder.graph())("layers.3.attention.qkv.weight")
+    with pytest.raises(ModelError, match=r"no tensor model\.layers\.2\.self_attn\.q_norm"):
+        decoder.weights(decoder.graph())("layers.2.attention.query_norm.weight")
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 130}))
     decoder = open_decoder(tmp_path)
     with pytest.raises(ModelError, match=r"shape \[128, 64\], expected \[130, 64\]"):

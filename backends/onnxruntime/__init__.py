@@ -96,7 +96,10 @@ class OnnxRuntimeBackend:
 
         weights = {name: np.ascontiguousarray(a) for name, a in weights.items()}
         session = _session(program, weights, device, _settings(device, exclusive, threads))
-        return decoder_stage(session, program.payload, states, weights)
+        try:
+            return decoder_stage(session, program.payload, states, weights)
+        except (LookupError, MemoryError, TypeError, ValueError) as error:  # states of a form that no cache has
+            raise BackendError(f"onnxruntime:{device}: {_line(error)}") from error
 
 
 def _settings(device: str, exclusive: bool, threads: int) -> Any:
@@ -125,10 +128,10 @@ def _session(program: StageProgram, weights: Mapping[str, np.ndarray], device: s
             f"onnxruntime:{device}: this build of ONNX Runtime has no {provider}; "
             f"it has {', '.join(ort.get_available_providers())}"
         )
-    values = {n: _value(a) for n, a in weights.items()}
-    if values:
-        options.add_external_initializers(list(values), list(values.values()))
     try:
+        values = {n: _value(a) for n, a in weights.items()}
+        if values:
+            options.add_external_initializers(list(values), list(values.values()))
         session = ort.InferenceSession(program.payload, options, providers=[provider])
     except Exception as error:  # ONNX Runtime raises a family of types without a common base
         raise BackendError(f"onnxruntime:{device}: {_line(error)}") from error

@@ -106,10 +106,10 @@ class OrtDecoderStage:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         total = feeds["mask"].shape[1]
-        if total > self._capacity and self.states:
-            self._grow(total)
-        binding = self._binding
         try:
+            if total > self._capacity and self.states:
+                self._grow(total)
+            binding = self._binding
             for name in self._given:
                 binding.bind_cpu_input(name, feeds[name])
             for name in self._outputs:
@@ -202,8 +202,8 @@ class OrtAppendingStage:
         self._values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in found.items()}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        feed = {n: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feeds[n])) for n in self._given}
         try:
+            feed = {n: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feeds[n])) for n in self._given}
             values = self._session.run_with_ort_values(self._outputs, feed | self._values)
         except Exception as error:  # ONNX Runtime raises a family of types without a common base
             raise BackendError(f"onnxruntime: {' '.join(str(error).split())[:300]}") from error

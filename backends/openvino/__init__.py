@@ -29,6 +29,10 @@ _CARRIED = {"bfloat16": ov.Type.bf16, "float8_e4m3fn": ov.Type.f8e4m3, "float8_e
 _CONFIG = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 
 
+#: What OpenVINO and its Python layer raise for a model that they cannot compile or run.
+FAILURES = (LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
 class OpenVinoBackend:
     """Devices are OpenVINO's names: `CPU`, `GPU`, `GPU.0`, `NPU`."""
 
@@ -124,12 +128,12 @@ class OpenVinoBackend:
         """Compile a stage, or several neighbouring ones by their affinity. Weights are shared, not copied."""
         weights = _dense(weights)
         model = self._read(program, weights, device)
-        if program.affinity:
-            device = _set_affinity(model, program.affinity)
         try:
+            if program.affinity:
+                device = _set_affinity(model, program.affinity)
             compiled = self.core.compile_model(model, device, _config(device, threads))
             return _Executable(compiled, device, program.inputs, weights)
-        except RuntimeError as error:
+        except FAILURES as error:
             raise BackendError(f"openvino:{device}: {_line(error)}") from error
 
     def compile_decoder(
@@ -312,7 +316,7 @@ class _Executable:
                 request.set_input_tensor(k, _tensor(array.view(np.int64) if is_long else array))
             request.infer(share_outputs=True)
             return [_fetched(request.get_output_tensor(k), dtype) for k, dtype in self._outputs]
-        except RuntimeError as error:
+        except FAILURES as error:
             raise BackendError(f"openvino:{self._device}: {_line(error)}") from error
 
 

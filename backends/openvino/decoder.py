@@ -20,6 +20,7 @@ import openvino.opset13 as ops
 from onnx import helper
 from openvino.frontend.onnx import ConversionExtension
 
+from qeil_compile.backends.openvino import FAILURES
 from qeil_compile.errors import BackendError
 
 _DOMAIN = "qeil"
@@ -232,7 +233,7 @@ class OvDecoderStage:
             request.infer(share_outputs=True)
             self._beam = None
             return {name: request.get_output_tensor(k).data for k, name in self._outputs}
-        except RuntimeError as error:
+        except FAILURES as error:
             raise BackendError(f"openvino: {' '.join(str(error).split())[:300]}") from error
 
     def export(self) -> dict[str, np.ndarray]:

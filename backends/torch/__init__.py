@@ -16,6 +16,10 @@ from qeil_compile.forms.fx_source import from_numpy, to_numpy
 from qeil_compile.forms.program import Form, Source, StageProgram
 
 _Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+#: What torch raises for a stage that it cannot run.
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class TorchBackend:
@@ -69,7 +73,6 @@ class TorchBackend:
         where = _device(device, threads)
         return _Executable(_compile(program, weights, where), where, weights.values())
 
-
     def compile_decoder(
         self,
         program: StageProgram,
@@ -107,6 +110,13 @@ def _device(name: str, threads: int) -> torch.device:
 
 
 def _compile(program: StageProgram, weights: Mapping[str, np.ndarray], device: torch.device) -> _Run:
+    try:
+        return _runnable(program, weights, device)
+    except FAILURES as error:
+        raise BackendError(f"torch:{device}: {first_line(error)}") from error
+
+
+def _runnable(program: StageProgram, weights: Mapping[str, np.ndarray], device: torch.device) -> _Run:
     if program.form == "onnx":
         from qeil_compile.backends.torch.onnx_program import OnnxProgram
 
@@ -133,7 +143,7 @@ class _Executable:
         try:
             with torch.inference_mode():
                 return [to_numpy(t) for t in self._outputs([from_numpy(a) for a in inputs])]
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except FAILURES as error:
             raise BackendError(f"torch:{self._device}: {first_line(error)}") from error
 
     def run_tensors(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -142,7 +152,7 @@ class _Executable:
             # Tensors of inference mode could not be used in what the caller differentiates afterwards.
             with torch.no_grad():
                 return self._outputs(tensors)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except FAILURES as error:
             raise BackendError(f"torch:{self._device}: {first_line(error)}") from error
 
     def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

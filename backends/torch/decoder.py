@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from qeil_compile.backends.torch import FAILURES
 from qeil_compile.errors import BackendError, first_line
 from qeil_compile.forms.fx_source import from_numpy, to_numpy
 
@@ -56,7 +57,7 @@ class TorchDecoderStage:
                     for n in self._inputs
                 ]
                 found = dict(zip(self._outputs, self._run(given), strict=True))
-        except RuntimeError as error:
+        except FAILURES as error:
             raise BackendError(f"torch:{self._device}: {first_line(error)}") from error
         self._values = {past: found.pop(present) for present, past in self._past.items()}
         return {n: to_numpy(v) for n, v in found.items()}

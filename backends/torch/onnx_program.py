@@ -15,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from qeil_compile.backends.torch import FAILURES
 from qeil_compile.backends.torch.onnx_expand import (
     expand_functions,
     function_operators,
@@ -34,17 +35,6 @@ _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 _STRING = onnx.TensorProto.STRING
-#: What torch, and a rule that meets a malformed node, may raise.
-_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
 
 def _has_text(node: onnx.NodeProto) -> bool:
     lists = ("value_strings", "keys_strings", "values_strings")
@@ -106,7 +96,7 @@ def _rule_refuses(rule: Rule, proto: onnx.NodeProto, version: int, attrs: Mappin
         rule(node)
     except BackendError as error:
         return str(error)
-    except _FAILURES as error:
+    except FAILURES as error:
         return f"{node.domain or 'onnx'}.{node.op_type}: malformed node: {error}"
     return None
 
@@ -342,7 +332,7 @@ def _as_list(result: Any, count: int) -> list[Any]:
 def _call(kernel: Callable[..., Any], values: Sequence[Any], label: str) -> Any:
     try:
         return kernel(*values)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise BackendError(f"operator {label}: torch cannot run it: {error}") from error
 
 

@@ -6,7 +6,6 @@ mapped, not read: a weight comes into memory when it is asked for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from qeil_compile.models.decoder.exported import ExportedDecoder, is_exported, o
 from qeil_compile.models.decoder.families import FAMILIES
 from qeil_compile.models.decoder.graph import DecoderGraph, decoder_graph
 from qeil_compile.models.decoder.weights import Assembler, Tensors, random_array
+from qeil_compile.untrusted import JSON_LIMIT, parse_json, read_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -99,11 +99,14 @@ def _from_path(path: Path) -> Decoder | ExportedDecoder:
         beside = path.parent / "config.json"
         data = _json(beside) if beside.is_file() else {}
         context = data.get("max_position_embeddings") or data.get("n_positions") or _CONTEXT
-        return open_exported(path, int(context), tokenizer_files(path.parent))
+        return open_exported(path, context, tokenizer_files(path.parent))
     folder = path.parent if path.name == "config.json" else path
     config = decoder_config(_json(folder / "config.json"), str(folder / "config.json"))
     files = tokenizer_files(folder)
     shards = _shards(folder)
+    if shards and not any(f".{config.layers - 1}." in name for name in shards):
+        # Before a graph of so many layers is built.
+        raise ModelError(f"{folder}: its configuration has {config.layers} layers, its weights have no such layer")
     return Decoder(folder.resolve().name, config, _SafeTensors(shards) if shards else None, files)
 
 
@@ -114,8 +117,8 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        data = parse_json(read_file(path, JSON_LIMIT), "any")
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error}); expected a checkpoint's file") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path}: found a {type(data).__name__}, expected an object")
@@ -144,7 +147,7 @@ def _open(path: Path) -> Any:
         raise ModelError(f"{path}: needs the package safetensors; install qeil-compile[llm]") from error
     try:
         return safe_open(path, "pt")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise ModelError(f"{path}: cannot be read as safetensors ({error}); fetch it again") from error
 
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 
 from qeil_compile.errors import ModelError, UnknownFamilyError
+
+#: Sizes above these are in no model: a configuration that has them is refused before anything is allocated by it.
+#: The largest published ones are 126 layers, a vocabulary of 262,144, a context of 10,485,760 with heads of width 128.
+_LARGEST = {"layers": 4096, "taps": 4096}
+_LARGEST_OTHER = 1 << 24
+_TABLE = 1 << 31
+_FACTOR = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,11 @@ class Rope:
     high: float = 4.0
     original: int = 8192
     interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("base", "factor", "low", "high", "original"):
+            if not isfinite(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ModelError(f"rotary positions: {name} is {getattr(self, name)!r:.40}, expected a number above 0")
 
     def tables(self, context: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines and sines, float32 [context, width / 2] each."""
@@ -54,8 +67,9 @@ class DecoderFacts:
 
     def __post_init__(self) -> None:
         for name in ("vocab", "context"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ModelError(f"decoder {self.family}: {name} is {getattr(self, name)!r}, expected a number from 1")
+            _check_size(self.family, name, getattr(self, name))
+        if type(self.cache_per_token) is not int or self.cache_per_token < 0:
+            raise ModelError(f"decoder {self.family}: cache_per_token is {self.cache_per_token!r}, expected a number")
 
 
 @dataclass(frozen=True)
@@ -93,10 +107,17 @@ class DecoderConfig:
     logits_divisor: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "hidden", "layers", "heads", "kv_heads", "head_width", "vocab", "context"):
+        for name in ("width", "hidden", "layers", "heads", "kv_heads", "head_width", "vocab", "context", "taps"):
+            _check_size(self.family, name, getattr(self, name))
+        for name in ("norm_eps", "embedding_multiplier", "residual_multiplier", "logits_divisor", "scale"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ModelError(f"decoder {self.family}: {name} is {value!r}, expected a number from 1")
+            if type(value) not in (int, float) or not abs(value) <= _FACTOR:
+                raise ModelError(f"decoder {self.family}: {name} is {value!r:.40}, expected a number up to {_FACTOR:g}")
+        if self.context * self.head_width > _TABLE:
+            raise ModelError(
+                f"decoder {self.family}: a context of {self.context} with heads of width {self.head_width}, expected a "
+                f"product of at most {_TABLE}, the size of its tables of angles"
+            )
         if self.heads % self.kv_heads:
             raise ModelError(
                 f"decoder {self.family}: {self.heads} heads, expected a multiple of the {self.kv_heads} key heads"
@@ -126,6 +147,15 @@ def decoder_config(data: Mapping[str, Any], source: str = "config.json") -> Deco
         return reader(data, source)
     except KeyError as error:
         raise ModelError(f"{source}: found no field {error.args[0]}, which a {kind} configuration needs") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # A text where a number should be, zero heads, ...
+        raise ModelError(f"{source}: a field of the {kind} configuration has no sensible value ({error})") from error
+
+
+def _check_size(family: str, name: str, value: Any) -> None:
+    limit = _LARGEST.get(name, _LARGEST_OTHER)
+    if type(value) is not int or not 1 <= value <= limit:
+        raise ModelError(f"decoder {family}: {name} is {value!r:.40}, expected a number from 1 to {limit}")
 
 
 def _llama(data: Mapping[str, Any], source: str) -> DecoderConfig:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import helper
 
 from qeil_compile.errors import ModelError
+from qeil_compile.forms.onnx_check import parse_file, read_model
 from qeil_compile.forms.onnx_source import detach_weights, dtype_name
 from qeil_compile.models.decoder.config import DecoderFacts
 from qeil_compile.models.decoder.graph import DecoderGraph, WeightSpec
@@ -43,8 +43,8 @@ def is_exported(path: Path) -> bool:
     if path.suffix != ".onnx" or not path.is_file():
         return False
     try:
-        model = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError, ValueError):
+        model = parse_file(path)
+    except ModelError:
         return False
     names = _inputs(model)
     return any(_GIVEN.get(n) == "tokens" for n in names) and any("past" in n or "cache" in n for n in names)
@@ -55,10 +55,7 @@ def open_exported(path: Path, context: int, files: Mapping[str, Path]) -> Export
 
     Raises `ModelError` naming the input or output that does not fit.
     """
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be read as an ONNX model ({' '.join(str(error).split())[:200]})") from error
+    model = read_model(path)
     states = _renamed(model, str(path))
     filled = onnx.ModelProto()
     filled.CopyFrom(model)

@@ -227,7 +227,7 @@ class _Builder:
 
     def _norm(self, x: str, name: str, shape: Shape) -> str:
         scale = self._weight(f"{name}.weight", (int(shape[-1]),))
-        label, how = name.rpartition(".")[2], _over_last(self.c.norm_eps)
+        label, how = name.rpartition(".")[2], _over_last(float(self.c.norm_eps))
         if self.c.norm == "rms":
             return self._node("SimplifiedLayerNormalization", [x, scale], label, shape, **how)
         shift = self._weight(f"{name}.bias", (int(shape[-1]),))

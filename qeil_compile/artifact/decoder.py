@@ -6,7 +6,6 @@ The layout is that of a model (`read.py`, `folder.py`) with `kind` "decoder": `p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,12 +22,17 @@ from qeil_compile.plan import Plan
 
 from .contents import Sizes
 from .folder import ArtifactFolder
-from .read import Tensors, check_wiring, kind_of, read_manifest, read_units, refused_fields
+from .read import Tensors, check_wiring, kind_of, read_manifest, read_plan, read_units, refused_fields
 from .store import Store, atomic_folder, open_store, verify_files
 
 #: Inputs that every unit may read without another one writing them.
 GIVEN = ("tokens", "positions", "lengths", "total", "fresh", "take", "mask")
 _FORMS = (32, 16, 8, 4)
+#: Prompts, samples and tokens of a workload.
+_MOST = 1 << 24
+_NUMBER = (int, float)
+_QUALITY = {"bits": (int,), "perplexity": _NUMBER, "tokens": (int,), "text": (str,)}
+_TIMING = {"candidate": (str,), "bits": (int,), "phase": (str,), "seconds": _NUMBER, "runs": (int,)}
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,15 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
     states = {text(k): text(v) for k, v in mapping(manifest["states"]).items()}
     facts, workload = _facts(manifest["facts"]), _workload(manifest["workload"])
     phases: dict[str, PhaseUnits] = {}
+    if len(set(states.values())) != len(states):
+        raise ArtifactError(f"{store.path}: two states have one output; refused")
     arrays: dict[int, dict[str, np.ndarray]] = {}
     for name, phase in mapping(manifest["phases"]).items():
-        plan, bits = Plan.from_json(json.loads(bytes(files[phase["plan"]]))), phase["bits"]
+        plan, bits = read_plan(files[phase["plan"]]), phase["bits"]
         if bits not in _FORMS:
             raise ArtifactError(f"{store.path}: phase {name} has weights of {bits!r} bits, expected one of {_FORMS}")
         units = read_units(store, phase["units"], plan, files, tensors, arrays.setdefault(bits, {}))
-        check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+        _check_phase(store, units, plan, states)
         phases[name] = PhaseUnits(plan, units, bits)
     expected = [PROMPT, *(step_phase(rows) for rows in workload.shares)]
     if list(phases) != expected:
@@ -165,12 +171,41 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
     return DecoderContents(
         text(manifest["model"]), facts, workload, phases, states, lambda bits, key: arrays[bits][key],
         {n.partition("/")[2]: bytes(data) for n, data in files.items() if n.startswith("tokenizer/")},
-        None if golden is None else GoldenPrompt(
-            tensors.array(golden["tokens"]), {int(bits): tensors.array(a) for bits, a in golden["logits"]}),
-        {k: text(v) for k, v in mapping(manifest["engines"]).items()}, [dict(mapping(q)) for q in manifest["quality"]],
-        [dict(mapping(t)) for t in manifest["timings"]], strings(manifest["notes"]),
+        None if golden is None else _golden(golden, tensors, facts),
+        {k: text(v) for k, v in mapping(manifest["engines"]).items()}, _rows(manifest["quality"], _QUALITY),
+        _rows(manifest["timings"], _TIMING), strings(manifest["notes"]),
         {k: float(v) for k, v in mapping(manifest["seconds"]).items()}, spares,
     )  # fmt: skip
+
+
+def _golden(golden: Mapping[str, Any], tensors: Tensors, facts: DecoderFacts) -> GoldenPrompt:
+    """The golden prompt and its logits, of the sizes that the decoder's facts say."""
+    tokens = tensors.array(golden["tokens"])
+    if tokens.dtype != np.int64 or tokens.ndim != 1 or not 1 <= len(tokens) <= facts.context:
+        raise ValueError(f"golden tokens are {tokens.dtype}{list(tokens.shape)}, expected 1 to {facts.context} int64")
+    logits = {bits: tensors.array(a) for bits, a in golden["logits"]}
+    for bits, array in logits.items():
+        if bits not in _FORMS or array.dtype != np.float32 or array.shape != (facts.vocab,):
+            raise ValueError(f"golden logits of {bits!r:.20} bits are {array.dtype}{list(array.shape)}, expected "
+                             f"float32 [{facts.vocab}]")  # fmt: skip
+    return GoldenPrompt(tokens, logits)
+
+
+def _rows(listed: Any, fields: Mapping[str, tuple[type, ...]]) -> list[dict[str, Any]]:
+    """Rows of a report, each with these fields of these types. Raises `ValueError`."""
+    for row in listed:
+        if set(mapping(row)) != set(fields) or not all(type(row[n]) in kinds for n, kinds in fields.items()):
+            raise ValueError(f"{row!r:.80} is no row of {', '.join(fields)}")
+    return [dict(row) for row in listed]
+
+
+def _check_phase(store: Store, units: Sequence[LoweredUnit], plan: Plan, states: Mapping[str, str]) -> None:
+    """Wiring, and that the unit which reads a state writes it."""
+    check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+    for k, unit in enumerate(units):
+        lost = [states[n] for n in unit.program.inputs if n in states and states[n] not in unit.program.outputs]
+        if lost:
+            raise ArtifactError(f"{store.path}: unit {k} has a state whose output {lost[0]} it does not write; refused")
 
 
 def _spares(
@@ -190,15 +225,19 @@ def _spares(
             if bits not in _FORMS:
                 raise ArtifactError(f"{store.path}: failover plan {k} has weights of {bits!r} bits; refused")
             units = read_units(store, phase["units"], plan, files, tensors, arrays.setdefault(bits, {}))
-            check_wiring(store, [*GIVEN, *states], ["logits", *states.values()], units, plan)
+            _check_phase(store, units, plan, states)
             one[name] = PhaseUnits(plan, units, bits)
         found.append(one)
     return found
 
 
 def _facts(data: Mapping[str, Any]) -> DecoderFacts:
-    return DecoderFacts(**{**data, "tables": tuple(strings(data["tables"]))})
+    return DecoderFacts(**{**data, "family": text(data["family"]), "tables": tuple(strings(data["tables"]))})
 
 
 def _workload(data: Mapping[str, Any]) -> Generation:
-    return Generation(**{**data, "buckets": {int(k): float(v) for k, v in data["buckets"]}})
+    buckets = {int(k): float(v) for k, v in data["buckets"]}
+    numbers = [v for n, v in data.items() if n != "buckets"] + list(buckets)
+    if not all(type(v) is int and v <= _MOST for v in numbers):
+        raise ValueError(f"workload {data!r:.80} has a field that is no whole number up to {_MOST}")
+    return Generation(**{**data, "buckets": buckets})

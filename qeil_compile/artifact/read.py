@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,14 +11,16 @@ import numpy as np
 
 from qeil_compile.errors import ArtifactError, QeilError
 from qeil_compile.forms.program import Form, StageProgram
-from qeil_compile.frontends.traced import numpy_dtype
+from qeil_compile.frontends.traced import check_input, numpy_dtype
 from qeil_compile.ir import DTYPE_BYTES, OpGraph, Workload, mapping, strings, text
 from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
+from qeil_compile.untrusted import JSON_LIMIT, elements, parse_json
 
 from .contents import Contents, Golden
+from .costs import check_costs, check_places
 from .folder import SCHEMA, manifest_digest
-from .store import MANIFEST, MANIFEST_LIMIT, Store, check_name, open_store, verify_files
+from .store import MANIFEST, Store, check_name, open_store, verify_files
 
 
 def read(path: str | Path) -> Contents:
@@ -43,7 +43,8 @@ def refused_fields(store: Store) -> Iterator[None]:
         yield
     except ArtifactError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, QeilError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RecursionError,
+            QeilError) as error:  # fmt: skip
         raise ArtifactError(
             f"{store.path}: malformed field ({type(error).__name__}: {error}); compile the model again"
         ) from error
@@ -56,13 +57,11 @@ def kind_of(path: str | Path) -> str:
 
 def read_manifest(store: Store) -> dict[str, Any]:
     """The manifest, checked for schema version, digest and file names."""
-    raw = store.read(MANIFEST)
-    if len(raw) > MANIFEST_LIMIT:
-        raise ArtifactError(f"{store.path}: manifest of {len(raw)} bytes, expected at most {MANIFEST_LIMIT}; refused")
+    raw = store.read(MANIFEST, JSON_LIMIT)
     try:
-        manifest = json.loads(bytes(raw))
+        manifest = parse_json(raw)
         schema = manifest["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{store.path}: manifest is malformed ({error}); damaged: copy it again") from error
     if schema != SCHEMA:
         newer = isinstance(schema, int) and schema > SCHEMA
@@ -83,7 +82,7 @@ def read_manifest(store: Store) -> dict[str, Any]:
 def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
     files = verify_files(store, manifest["files"])
     tensors = Tensors(store, files)
-    plan = Plan.from_json(json.loads(bytes(files["plan.json"])))
+    plan = read_plan(files["plan.json"])
     weights: dict[str, np.ndarray] = {}
     units = read_units(store, manifest["units"], plan, files, tensors, weights)
     listed = manifest["spares"]
@@ -94,17 +93,35 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
     golden = Golden(
         *({n: tensors.array(r) for n, r in manifest["golden"][k].items()} for k in ("inputs", "outputs", "boundaries"))
     )
-    graph = OpGraph.from_json(json.loads(bytes(files["graph.json"])))
+    graph = OpGraph.from_json(parse_json(files["graph.json"]))
     graph.check()
+    costs = mapping(parse_json(files["costs.json"], "infinite"))
+    for p in (plan, *plan.spares):
+        check_places(graph, p)
+    check_costs(costs, graph, plan)
+    _check_golden(store, golden, graph)
     contents = Contents(
         graph, plan, units, weights.__getitem__,
-        golden, Workload(manifest["workload"]["dims"]), mapping(json.loads(bytes(files["costs.json"]))),
+        golden, Workload(manifest["workload"]["dims"]), costs,
         {k: text(v) for k, v in manifest["engines"].items()}, _numbers(manifest["seconds"]),
         {k: _numbers(v) for k, v in manifest["timings"].items()}, spares,
     )  # fmt: skip
     for some, of in ((units, plan), *zip(spares, plan.spares, strict=True)):
         check_wiring(store, graph.inputs, graph.outputs, some, of)
     return contents
+
+
+def read_plan(data: memoryview) -> Plan:
+    """A plan's file. What a plan never reached may be infinite. Raises `ArtifactError`, `ValueError`."""
+    return Plan.from_json(parse_json(data, "infinite"))
+
+
+def _check_golden(store: Store, golden: Golden, graph: OpGraph) -> None:
+    """An output that is not among the golden ones would never be compared; none at all are refused by `verify`."""
+    if set(golden.inputs) != set(graph.inputs) or (golden.outputs and set(golden.outputs) != set(graph.outputs)):
+        raise ArtifactError(f"{store.path}: golden tensors are not those of the graph's inputs and outputs; refused")
+    for name, array in golden.inputs.items():
+        check_input(graph.tensors[name], array)
 
 
 def read_units(
@@ -120,12 +137,16 @@ def read_units(
     for unit in listed:
         program = _program(store, unit, files)
         # All of them now: a malformed reference must not wait for the engine that needs it.
-        weights.update({key: tensors.array(unit["weights"][name]) for name, key in program.weights.items()})
+        arrays = {name: tensors.array(unit["weights"][name]) for name in program.weights}
+        weights.update({key: arrays[name] for name, key in program.weights.items()})
+        _check_program(program, arrays)
         indices = tuple(_integers(unit["stages"]))
         stages = [plan.stages[i] for i in indices]
         placements, devices = tuple(s.placement for s in stages), tuple(s.device for s in stages)
         if not stages or list(placements) != list(strings(unit["placements"])):
             raise ArtifactError(f"{store.path}: unit {len(units)} and plan disagree about placements; refused")
+        if not set(program.affinity.values()) <= {p.partition(":")[2] for p in placements}:
+            raise ArtifactError(f"{store.path}: unit {len(units)} has operators on devices of no stage of it; refused")
         units.append(LoweredUnit(indices, placements, devices, program))
     return units
 
@@ -139,6 +160,19 @@ def _program(store: Store, unit: Mapping[str, Any], files: Mapping[str, memoryvi
         unit["form"], bytes(files[unit["file"]]), tuple(strings(unit["inputs"])), tuple(strings(unit["outputs"])),
         weights, {text(k): text(v) for k, v in unit["affinity"].items()},
     )  # fmt: skip
+
+
+def _check_program(program: StageProgram, weights: Mapping[str, np.ndarray]) -> None:
+    """What the program itself declares, against what its unit says of it."""
+    if program.form == "onnx":
+        # Importing this package imports no engine, and not their formats either.
+        from qeil_compile.forms.onnx_check import check_stage
+
+        check_stage(program.payload, weights, program.inputs, program.outputs)
+        return
+    stage = mapping(parse_json(program.payload))
+    if strings(stage["inputs"]) != list(program.inputs) or len(strings(stage["outputs"])) != len(program.outputs):
+        raise ValueError("an FX stage has other inputs or outputs than its unit")
 
 
 def _integers(values: Any) -> list[int]:
@@ -163,10 +197,10 @@ class Tensors:
         name, dtype, shape = reference["file"], reference["dtype"], reference["shape"]
         if dtype not in DTYPE_BYTES or dtype in ("opaque", "string"):
             raise ArtifactError(f"{self._store.path}: tensor {name} has unknown dtype {dtype!r}; refused")
-        if not all(isinstance(d, int) and d >= 0 for d in shape):
-            raise ArtifactError(f"{self._store.path}: tensor {name} has shape {shape}; refused")
+        if not isinstance(shape, list):
+            raise ArtifactError(f"{self._store.path}: tensor {name} has shape {shape!r:.60}; refused")
         kind, data = numpy_dtype(dtype), self._files[name]
-        need = prod(shape) * kind.itemsize
+        need = elements(shape) * kind.itemsize
         if need != len(data):
             raise ArtifactError(
                 f"{self._store.path}: tensor {name} has {len(data)} bytes, {dtype}{shape} needs {need}; refused"

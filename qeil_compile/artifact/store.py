@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
+import io
 import mmap
 import os
 import re
@@ -24,11 +26,17 @@ from typing import Protocol
 
 from qeil_compile.errors import ArtifactError, OutputError
 
+try:
+    import fcntl
+except ImportError:  # not on this system
+    fcntl = None  # type: ignore[assignment]
+
 #: Names that artifacts use: no parent folders, no absolute paths, no drive letters, at most one folder deep.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 MANIFEST = "manifest.json"
-#: A manifest lists files and tensors; no real one comes near this size.
-MANIFEST_LIMIT = 64 << 20
+#: A zip file's list of its members is read at once; no real one comes near this size.
+_LIST_LIMIT = 4 << 20
+_ENCRYPTED = 1
 #: A rename fails with these when another process has put its own artifact there a moment before.
 _TAKEN = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
 _ATTEMPTS = 10
@@ -39,8 +47,8 @@ class Store(Protocol):
 
     path: Path
 
-    def read(self, name: str) -> memoryview:
-        """The file's bytes, mapped where possible. Raises `ArtifactError`."""
+    def read(self, name: str, limit: int | None = None) -> memoryview:
+        """The file's bytes, mapped where possible. Raises `ArtifactError`, also where it has more than `limit`."""
         ...
 
 
@@ -66,24 +74,28 @@ class FolderStore:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, name: str) -> memoryview:
+    def read(self, name: str, limit: int | None = None) -> memoryview:
         """Map one regular file."""
         check_name(self.path, name)
         full = self.path / name
-        for part in (full.parent, full):
-            if part != self.path and part.is_symlink():
-                raise ArtifactError(f"{self.path}: {name} is a link; artifacts hold regular files only; refused")
         try:
+            for part in (full.parent, full):
+                if part != self.path and part.is_symlink():
+                    raise ArtifactError(f"{self.path}: {name} is a link; artifacts hold regular files only; refused")
             # O_NOFOLLOW: the file could be replaced by a link between the check and the opening.
             # O_NONBLOCK: opening a named pipe would wait for a writer for ever.
             handle = os.open(full, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
-            raise ArtifactError(f"{self.path}: {name} cannot be read ({error.strerror})") from error
+            raise ArtifactError(f"{self.path}: {name:.80} cannot be read ({error.strerror})") from error
         try:
             info = os.fstat(handle)
             if not stat.S_ISREG(info.st_mode):
                 raise ArtifactError(f"{self.path}: {name} is no regular file; refused")
+            _check_size(self.path, name, info.st_size, limit)
             return _mapped(handle, info.st_size)
+        except (OSError, ValueError) as error:
+            # No room in the address space, or the file was cut after its size was asked for.
+            raise ArtifactError(f"{self.path}: {name} cannot be mapped into memory ({error})") from error
         finally:
             os.close(handle)
 
@@ -94,26 +106,38 @@ class ZipStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive:
+            with _Listed(path) as file, zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
+                self._map = _mapped(file.fileno(), os.fstat(file.fileno()).st_size)
+        except ArtifactError:
+            raise
         except Exception as error:  # zipfile raises struct, index and encoding errors of its own for damaged files
             raise ArtifactError(f"{path}: damaged zip file ({error})") from error
         self._entries: dict[str, zipfile.ZipInfo] = {}
-        with path.open("rb") as file:
-            self._map = _mapped(file.fileno(), path.stat().st_size)
         for entry in entries:
-            check_name(path, entry.filename)
-            if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-                raise ArtifactError(f"{path}: {entry.filename} is compressed; artifacts are stored; refused")
-            if entry.filename in self._entries:
-                raise ArtifactError(f"{path}: {entry.filename} occurs twice; refused")
+            self._check(entry)
             self._entries[entry.filename] = entry
+        total = sum(e.file_size for e in entries)
+        if total > len(self._map):
+            # Members that lie over one another would be hashed again and again.
+            raise ArtifactError(f"{path}: members of {total} bytes in a file of {len(self._map)}; refused")
 
-    def read(self, name: str) -> memoryview:
+    def _check(self, entry: zipfile.ZipInfo) -> None:
+        check_name(self.path, entry.filename)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise ArtifactError(f"{self.path}: {entry.filename} is compressed; artifacts are stored; refused")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG) or entry.flag_bits & _ENCRYPTED:
+            raise ArtifactError(f"{self.path}: {entry.filename} is a link, encrypted, or no regular file; refused")
+        if entry.filename in self._entries:
+            raise ArtifactError(f"{self.path}: {entry.filename} occurs twice; refused")
+
+    def read(self, name: str, limit: int | None = None) -> memoryview:
         """A window of the mapped file."""
         entry = self._entries.get(name)
         if entry is None:
             raise ArtifactError(f"{self.path}: {name} is missing")
+        _check_size(self.path, name, entry.file_size, limit)
         # The local header repeats name and extra field with lengths of its own.
         header = self._map[entry.header_offset : entry.header_offset + 30]
         if len(header) < 30 or bytes(header[:4]) != b"PK\x03\x04":
@@ -123,6 +147,24 @@ class ZipStore:
         if start + entry.file_size > len(self._map):
             raise ArtifactError(f"{self.path}: {name} is cut off")
         return self._map[start : start + entry.file_size]
+
+
+class _Listed(io.FileIO):
+    """A zip file as `zipfile` reads it: the list of members in one piece, whose size the file itself declares."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LIST_LIMIT:
+            raise ArtifactError(f"{self._path}: list of members of {size} bytes, expected at most {_LIST_LIMIT}")
+        return super().read(-1 if size is None else size) or b""
+
+
+def _check_size(path: Path, name: str, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise ArtifactError(f"{path}: {name} of {size} bytes, expected at most {limit}; refused")
 
 
 def _mapped(handle: int, size: int) -> memoryview:
@@ -170,7 +212,8 @@ def _written(path: Path, overwrite: bool) -> Iterator[Path]:
     created = [p for p in path.absolute().parents if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        _clear_abandoned(path)
+        work, lock = _workplace(path)
     except OSError as error:
         _remove_empty(created)
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
@@ -190,8 +233,45 @@ def _written(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         # Also on Ctrl-C: whoever looks at the output folder sees the whole artifact or none.
         shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
         if not path.exists():
             _remove_empty(created)
+
+
+def _workplace(path: Path) -> tuple[Path, int | None]:
+    """A temporary folder beside `path`, with a lock on it that goes when this process does."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        lock = _lock(work, wait=True)
+        # Somebody who cleared up may have taken it for abandoned before it was locked.
+        if work.exists():
+            return work, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Remove what writers of the same path left that were killed: nobody holds the locks of their folders."""
+    for work in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if work.is_dir() and not work.is_symlink() and (lock := _lock(work, wait=False)) is not None:
+            shutil.rmtree(work, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """A lock on a folder; None where another process has it, or where the system has no such locks."""
+    if fcntl is None:
+        return None
+    handle = None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -28,6 +28,7 @@ from qeil_compile.sampling.metrics import ipj, ipw
 from qeil_compile.sampling.samples import Stop
 from qeil_compile.sampling.selector import Selector
 from qeil_compile.sampling.source import Verification, ask
+from qeil_compile.untrusted import parse_json, read_file
 
 _OPTION = re.compile(r"Answer(\d+):\s*(.*?)(?=\s*Answer\d+:|\s*$)", re.DOTALL)
 
@@ -70,10 +71,20 @@ class Result:
     note: str = ""
 
 
+#: Types of the fields of a result, as JSON has them.
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "pid": (str,), "gold": (str,), "answer": (str, type(None)), "correct": (bool, type(None)), "reason": (str,),
+    "samples": (int,), "counts": (dict,), "passes": (int, float), "joules": (int, float), "seconds": (int, float),
+    "label": (str,), "note": (str,),
+}  # fmt: skip
+#: Bytes of a task or of results.
+_LIMIT = 1 << 30
+
+
 def load_task(path: Path, name: str = "") -> Task:
     """A task from its file; what it is follows from its content. Raises `InputError` naming the entry that is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, _LIMIT).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"task {path}: cannot be read ({error})") from error
     name = name or path.stem
@@ -87,8 +98,8 @@ def load_task(path: Path, name: str = "") -> Task:
 def _rows(path: Path, text: str) -> list[Mapping[str, Any]]:
     try:
         whole = text.lstrip().startswith("[")
-        rows = json.loads(text) if whole else [json.loads(x) for x in text.splitlines() if x.strip()]
-    except (ValueError, RecursionError) as error:
+        rows = parse_json(text, "any") if whole else [parse_json(x, "any") for x in text.split("\n") if x.strip()]
+    except ValueError as error:
         raise InputError(f"task {path}: is neither a JSON list nor JSON lines ({error})") from error
     wrong = next((k for k, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None or not rows:
@@ -121,15 +132,26 @@ def read_results(path: Path) -> list[Result]:
     if not path.exists():
         return []
     found = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = read_file(path, _LIMIT).decode("utf-8", "replace").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
     for k, line in enumerate(lines):
         try:
-            found.append(Result(**json.loads(line)))
+            found.append(Result(**_typed(parse_json(line, "any"))))
         except (ValueError, TypeError) as error:
             if k == len(lines) - 1:
                 break
             raise InputError(f"{path}: line {k + 1} is no result ({error}); choose another file") from error
     return found
+
+
+def _typed(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a `Result`, each of its type. Raises `TypeError`."""
+    for name, kinds in _KINDS.items():
+        if name in row and type(row[name]) not in kinds:
+            raise TypeError(f"{name} is {row[name]!r:.40}")
+    return row
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from qeil_compile.errors import QeilError
 
 from . import ask, bench, calibrate, chat, demo, devices, explain, replay, run, top, validate, verify
 from . import compile as compile_command
-from .console import options
+from .console import options, printable
 
 #: typer 0.20 uses click, later versions a copy of their own: the base of usage errors is found by its name.
 _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -110,7 +110,7 @@ def _interrupted(debug: bool) -> int:
 def _fail(text: str, status: int, debug: bool) -> int:
     if debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr)
     return status
 
 

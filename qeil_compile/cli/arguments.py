@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 
 from qeil_compile.errors import InputError, OutputError, PinError
+from qeil_compile.untrusted import elements, parse_json
+
+#: Bytes of the arrays of an .npz file, unpacked.
+_NPZ_LIMIT = 1 << 33
 
 
 def pairs(option: str, values: Sequence[str], form: str) -> dict[str, str]:
@@ -65,8 +69,8 @@ def arrays(values: Sequence[str], file: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = read_npz(file) if file is not None else {}
     for name, text in pairs("--input", values, "NAME=VALUE, such as x=1.5 or x=[[1,2],[3,4]]").items():
         try:
-            found[name] = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            found[name] = parse_json(text, "any")
+        except ValueError as error:
             raise InputError(f"--input {name}={text[:60]}: neither a number nor a JSON list") from error
     return found
 
@@ -76,12 +80,32 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     if path.suffix != ".npz":
         raise InputError(f"{path}: expected an .npz file with one array per input")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("no regular file")
+        _check_npz(path)
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError, MemoryError, zlib.error,
+            SyntaxError, TypeError) as error:  # fmt: skip
         raise InputError(f"{path}: cannot be read as .npz ({' '.join(str(error).split())[:160]})") from error
+
+
+def _check_npz(path: Path) -> None:
+    """Raise `ValueError` where arrays are larger than any input, or than their member: numpy would make room first."""
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            total += entry.file_size
+            if total > _NPZ_LIMIT:
+                raise ValueError(f"arrays of more than {_NPZ_LIMIT} bytes")
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+                if elements([int(d) for d in shape]) * dtype.itemsize != entry.file_size - member.tell():
+                    raise ValueError(f"{entry.filename} has another size than its shape {shape!r:.60}")
 
 
 def check_file(path: Path, suffix: str, overwrite: bool) -> None:

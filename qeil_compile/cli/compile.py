@@ -78,6 +78,12 @@ def command(
         int | None, typer.Option(metavar="SEED", help="Random weights for a family without any, to time its shape.")
     ] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Language models: plan, read no weights.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Read a .pt2 file, which can run code when it is read.")
+    ] = False,
+    allow_operators: Annotated[
+        list[str] | None, typer.Option(metavar="DOMAIN", help="ONNX operators of this domain may occur; repeatable.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the search and of random sample inputs.")] = 0,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON.")] = None,
@@ -108,8 +114,9 @@ def command(
             compiled = compile_demo(workload, given, settings, seed, step)
         else:
             compiled = api.aot_compile(
-                model, workload=workload, inputs=given, settings=settings, seed=seed, progress=step
-            )
+                model, workload=workload, inputs=given, settings=settings, seed=seed, progress=step, trust=trust,
+                allow_operators=tuple(allow_operators or ()),
+            )  # fmt: skip
         step("save", 0, 1)
         sizes = compiled.save(output, overwrite)
         step("save", 1, 1)

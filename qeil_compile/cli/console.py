@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from rich.table import Table
 
 #: Called with the name of a step, how much of it is done, and how much there is.
 Step = Callable[[str, int, int], None]
+#: Control characters but tabs and line breaks.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass
@@ -38,7 +41,12 @@ def out() -> Console:
 def say(text: str) -> None:
     """One line of text for the person; silent with --quiet."""
     if not options.quiet:
-        out().print(escape(text))
+        out().print(escape(printable(text)))
+
+
+def printable(text: str) -> str:
+    """The text without control characters: names out of a stranger's file could move the cursor or set the title."""
+    return _CONTROL.sub("\ufffd", text)
 
 
 def print_json(data: Any) -> None:
@@ -54,11 +62,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """A table; columns whose name ends in a unit are aligned to the right."""
     if options.quiet or not rows:
         return
-    drawn = Table(title=escape(title), title_justify="left", header_style="bold")
+    drawn = Table(title=escape(printable(title)), title_justify="left", header_style="bold")
     for name in columns:
-        drawn.add_column(escape(name), justify="right" if name.endswith("]") else "left", overflow="fold")
+        drawn.add_column(escape(printable(name)), justify="right" if name.endswith("]") else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(escape(str(cell)) for cell in row))
+        drawn.add_row(*(escape(printable(str(cell))) for cell in row))
     out().print(drawn)
 
 

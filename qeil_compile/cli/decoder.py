@@ -14,7 +14,7 @@ from qeil_compile import api, language
 from qeil_compile.errors import FailoverError, InputError
 from qeil_compile.plan import device_text
 
-from .console import Step, mj, ms, print_json, progress, say, table
+from .console import Step, mj, ms, print_json, printable, progress, say, table
 from .watched import Watched
 
 
@@ -208,5 +208,5 @@ def explain(artifact: Path, as_json: bool) -> None:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

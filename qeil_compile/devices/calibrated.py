@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .work import KernelTable
 
+_Number = TypeVar("_Number", int, float)
 #: Extents beyond which an operator runs at its rate; a family has as many fall-off lengths h.
 FEATURES = 5
 #: p. Products of 24 rows were seen to hide about half of the traffic of weights that no cache holds.
@@ -359,19 +360,18 @@ class Calibration:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Calibration:
         """Rebuild. Raises `KeyError`, `TypeError` or `ValueError` on anything else."""
+        if not data["families"]:
+            raise ValueError("no family was measured")
         return Calibration(
             str(data["engine"]),
             str(data["device"]),
             int(data["threads"]),
             str(data["version"]),
-            int(data["lanes"]),
+            _positive("lanes", int(data["lanes"])),
             float(data["entry"]),
-            Memory(*(float(data["memory"][n]) for n in MEMORY)),
-            {f: tuple(float(p[n]) for n in PARAMETERS) for f, p in data["families"].items()},
-            {
-                f: Residuals(np.array(r["points"], dtype=float), np.array(r["weights"], dtype=float))
-                for f, r in data["residuals"].items()
-            },
+            Memory(*(_positive(n, float(data["memory"][n]), zero=n == "pressure") for n in MEMORY)),
+            {f: tuple(_positive(n, float(p[n])) for n in PARAMETERS) for f, p in data["families"].items()},
+            {f: _residuals(f, r) for f, r in data["residuals"].items()},
             {f: float(v) for f, v in data["spread"].items()},
             {f: str(v) for f, v in data["missing"].items()},
             None if data["boundary"] is None else float(data["boundary"]),
@@ -379,3 +379,16 @@ class Calibration:
             {f: float(v) for f, v in data["energy"].items()},
             float(data["per_tensor"]),
         )
+
+
+def _positive(name: str, value: _Number, zero: bool = False) -> _Number:
+    if not 0 <= value < np.inf or (value == 0 and not zero):
+        raise ValueError(f"{name} is {value!r:.40}, expected a number above 0")
+    return value
+
+
+def _residuals(family: str, data: Mapping[str, Any]) -> Residuals:
+    points, weights = np.array(data["points"], dtype=float), np.array(data["weights"], dtype=float)
+    if points.shape != (len(weights), FEATURES) or weights.ndim != 1 or not np.isfinite(points).all():
+        raise ValueError(f"residuals of {family}: points {points.shape} for weights {weights.shape}")
+    return Residuals(points, weights)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from qeil_compile.errors import QeilError
+from qeil_compile.untrusted import JSON_LIMIT, parse_json, read_file
 
 from .calibrated import Calibration
 from .cpuinfo import cpu_facts
@@ -108,10 +110,14 @@ def check_folder() -> None:
 def save(calibration: Calibration) -> Path:
     """Write a calibration, whole or not at all. Raises `QeilError` where the folder cannot be written."""
     path = _file(calibration.engine, calibration.version, calibration.device, calibration.threads)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    # A name of its own: threads and processes may store the same calibration at once.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(calibration.to_json(), indent=1), "utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(calibration.to_json(), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -131,11 +137,11 @@ def load(placements: Sequence[tuple[str, str, str]], threads: int) -> Calibratio
     for engine, version, device in placements:
         path = _file(engine, version, device, threads)
         try:
-            text = path.read_text("utf-8")
+            data = read_file(path, JSON_LIMIT)
         except OSError:
             continue
         try:
-            found[f"{engine}:{device}"] = Calibration.from_json(json.loads(text))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found[f"{engine}:{device}"] = Calibration.from_json(parse_json(data))
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise QeilError(f"calibration {path}: malformed ({error!r:.80}); run `qeil calibrate` again") from error
     return Calibrations(found)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qeil_compile.errors import TargetError
+from qeil_compile.untrusted import read_file
 
 from .engines import PROFILES
 from .parse import Machine, Parsed, parse_file
@@ -23,6 +24,8 @@ from .profile import DeviceProfile, Target
 from .reader import Problems, Table, did_you_mean
 from .rules import shipped_rules
 
+#: Bytes of a profile.
+_LIMIT = 4 << 20
 _NO_TARGETS = ("engines.toml", "rules.toml")
 
 
@@ -96,7 +99,7 @@ def parse_target(data: Mapping[str, Any], file: str) -> Target:
 def check_profile(path: Path) -> list[str]:
     """Every problem of a profile file, each naming the field; an empty list for a good one."""
     try:
-        machine, problems = _parse(_toml(path.read_bytes(), str(path)), str(path))
+        machine, problems = _parse(_read(path), str(path))
     except TargetError as exc:
         return [str(exc)]
     except (OSError, ValueError) as exc:
@@ -172,7 +175,11 @@ def _own(name: str, path: Path) -> Machine:
 
 
 def _load_file(path: Path) -> Machine:
-    return _first_problem(*_parse(_toml(path.read_bytes(), str(path)), str(path)))
+    return _first_problem(*_parse(_read(path), str(path)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return _toml(read_file(path, _LIMIT), str(path))
 
 
 def _toml(raw: bytes, file: str) -> dict[str, Any]:
@@ -193,7 +200,7 @@ def _device(name: str) -> Parsed | None:
     own = _user_files()
     if name in known_devices():
         machine = _shipped(name)
-    elif name in own and name not in known_targets() and "device" not in _toml(own[name].read_bytes(), str(own[name])):
+    elif name in own and name not in known_targets() and "device" not in _read(own[name]):
         machine = _own(name, own[name])
     else:
         return None

@@ -2,7 +2,9 @@
 
 Only operators of torch's own registry are written and read (`torch.ops.<namespace>.<name>.<overload>`
 of the namespaces in `NAMESPACES`, and `operator.getitem`), so reading a stage from a stranger cannot
-name a Python function. Nested graphs (the branches of `cond`) are nested JSON graphs.
+name a Python function. Of those, operators that write to their inputs or touch files are refused, and arguments must
+have names of the operator's schema: torch pastes them into the source of the module that it generates. Nested graphs
+(the branches of `cond`) are nested JSON graphs.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 from torch import fx
 
 from qeil_compile.errors import ArtifactError, ModelError
+from qeil_compile.untrusted import parse_json
 
 NAMESPACES = frozenset({"aten", "prims", "quantized_decomposed", "higher_order", "torchvision"})
 #: Higher-order operators that only call graphs and registered operators.
@@ -27,6 +31,11 @@ _BUILTINS: Mapping[str, Callable[..., Any]] = {
     for f in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
               operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.neg)
 }  # fmt: skip
+#: Registered operators that look at files, or that trust sizes and layouts which nobody has checked. Exported models of
+#: dense tensors have none of them.
+_REFUSED = re.compile(
+    r"aten\.(from_file|set|_reshape_alias.*|_(sparse|nested|mkldnn|cudnn|miopen|test|jagged|make_per)_.*)"
+)
 _TORCH_VALUES = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
 
 
@@ -112,9 +121,8 @@ def decode(payload: bytes, device: torch.device, weights: Sequence[str] = ()) ->
     `w0, w1, ...` in that order. Raises `ArtifactError` on anything but registered operators.
     """
     try:
-        data = json.loads(payload)
-        return _decode_graph(data, device, list(weights))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        return _decode_graph(parse_json(payload), device, list(weights))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, SyntaxError) as error:
         raise ArtifactError(f"FX stage: malformed ({type(error).__name__}: {error}); compile it again") from error
 
 
@@ -134,7 +142,7 @@ def _decode_graph(data: Mapping[str, Any], device: torch.device, weights: list[s
             # A tensor from another stage may have other strides than where the model was traced.
             target = torch.ops.aten.reshape.default
         args = tuple(_decode_value(a, env, device) for a in node["args"])
-        kwargs = {key: _decode_value(v, env, device) for key, v in node["kwargs"].items()}
+        kwargs = {_argument(target, key): _decode_value(v, env, device) for key, v in node["kwargs"].items()}
         env[node["name"]] = graph.call_function(target, args, kwargs)
     if "result" in data:
         graph.output(_decode_value(data["result"], env, device))
@@ -151,9 +159,19 @@ def _resolve(name: str) -> Callable[..., Any]:
         return getattr(torch.ops.higher_order, parts[1])
     if len(parts) == 3 and parts[0] in NAMESPACES - {"higher_order"}:
         found = getattr(getattr(getattr(torch.ops, parts[0]), parts[1], None), parts[2], None)
-        if isinstance(found, torch._ops.OpOverload):
+        if isinstance(found, torch._ops.OpOverload) and not _REFUSED.fullmatch(".".join(parts[:2])):
+            if found._schema.is_mutable:
+                raise ArtifactError(f"FX stage: {name} writes to its inputs, which stages share; refused")
             return found
     raise ArtifactError(f"FX stage: {name} is no registered operator of this torch ({torch.__version__}); refused")
+
+
+def _argument(target: Callable[..., Any], name: str) -> str:
+    """The name, if the operator has an argument of that name: whatever stands there becomes Python source."""
+    known = {a.name for a in target._schema.arguments} if isinstance(target, torch._ops.OpOverload) else set()
+    if name not in known:
+        raise ArtifactError(f"FX stage: argument {name!r:.60} is none of {target}; refused")
+    return name
 
 
 def _decode_value(value: Any, env: Mapping[str, fx.Node], device: torch.device) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,25 @@ def trace(
     workload: Workload | None = None,
     inputs: Arrays | None = None,
     seed: int = 0,
+    trust: bool = False,
+    allow_operators: Collection[str] = (),
 ) -> Traced:
     """Trace a model to one operator graph.
 
     `model` is a path to an `.onnx` or `.pt2` file, an ONNX `ModelProto`, an `ExportedProgram`, or a torch
     module or function with example arguments `args`, `kwargs` (tensors; on the meta device the model is
     traced without weights). `workload` binds dynamic dimensions of files and programs; `inputs` gives
-    sample inputs by name. Raises `ModelError`, `UnboundDimensionError`, `InputError`.
+    sample inputs by name. A `.pt2` file can run code when it is read and is refused without `trust`; `allow_operators`
+    are domains of ONNX operators that may occur although no engine here has them. Raises `ModelError`,
+    `UnboundDimensionError`, `InputError`.
     """
     workload, inputs = workload or Workload(), inputs or {}
     if isinstance(model, (str, Path)):
-        return _trace_file(Path(model), workload, inputs, seed)
+        return _trace_file(Path(model), workload, inputs, seed, trust, allow_operators)
     if type(model).__module__.startswith("onnx.") and type(model).__name__ == "ModelProto":
         from .onnx import trace_onnx
 
-        return trace_onnx(model, workload, inputs, seed)
+        return trace_onnx(model, workload, inputs, seed, allow_operators)
     trace_module, trace_program = _torch_frontend(type(model).__name__)
 
     if type(model).__name__ == "ExportedProgram":
@@ -54,16 +58,25 @@ def _torch_frontend(model: str) -> tuple[Callable[..., Traced], Callable[..., Tr
     return trace_module, trace_program
 
 
-def _trace_file(path: Path, workload: Workload, inputs: Arrays, seed: int) -> Traced:
+def _trace_file(
+    path: Path, workload: Workload, inputs: Arrays, seed: int, trust: bool, allow_operators: Collection[str]
+) -> Traced:
     if not path.exists():
         raise ModelError(f"{path}: no such file; expected an .onnx or .pt2 model")
     if path.is_dir():
         raise ModelError(f"{path}: is a folder; expected an .onnx or .pt2 file")
+    if not path.is_file():
+        raise ModelError(f"{path}: is no regular file; expected an .onnx or .pt2 file")
     if path.suffix == ".pt2":
+        if not trust:
+            raise ModelError(
+                f"{path}: a .pt2 program holds pickled objects, which can run any code when they are read; pass "
+                "--trust (trust=True in Python) if you trust where it comes from, or hand the model over as .onnx"
+            )
         _, trace_program = _torch_frontend(str(path))
         return trace_program(path, workload, inputs, seed=seed)
     if path.suffix == ".onnx":
         from .onnx import trace_onnx
 
-        return trace_onnx(path, workload, inputs, seed)
+        return trace_onnx(path, workload, inputs, seed, allow_operators)
     raise ModelError(f"{path}: suffix {path.suffix or '(none)'} is no known model format; expected .onnx or .pt2")

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from qeil_compile.errors import InputError, ModelError, UnboundDimensionError
+from qeil_compile.forms.onnx_check import check_model, check_types, read_model, tensors
 from qeil_compile.forms.onnx_source import OnnxSource, build_graph, captured_names, detach_weights, dtype_name
 from qeil_compile.forms.program import INLINE_BYTES
-from qeil_compile.ir import OpGraph, Workload
+from qeil_compile.ir import DTYPE_BYTES, OpGraph, Workload
 
 from .onnx_branches import see_branches
 from .onnx_shapes import fixed, forget_shapes, write_shapes
 from .traced import Arrays, Traced, sample_inputs
 
+#: Most bytes of one tensor. Models are run once, whole, while they are traced.
+_LARGEST = 1 << 35
 
-def trace_onnx(model: Path | onnx.ModelProto, workload: Workload, given: Arrays, seed: int = 0) -> Traced:
+
+def trace_onnx(
+    model: Path | onnx.ModelProto, workload: Workload, given: Arrays, seed: int = 0,
+    allow_operators: Collection[str] = (),
+) -> Traced:  # fmt: skip
     """Trace an ONNX file or model. Raises `ModelError`, `UnboundDimensionError`, `InputError`."""
     started = time.perf_counter()
     name = model.stem if isinstance(model, Path) else model.graph.name or "model"
-    proto = _read(model) if isinstance(model, Path) else _copy(model)
+    proto = read_model(model, allow_operators) if isinstance(model, Path) else _checked(model, name, allow_operators)
     arrays = detach_weights(proto)
+    check_types(proto, f"model {name}")
     _name_nodes(proto)
     original = _copy(proto)
     _bind(proto, workload, given, name)
+    _check_sizes(proto, name)
     folded, kept = _simplify(proto, arrays)
     graph = _build(folded, name)
     samples = sample_inputs(graph, given, seed)
@@ -107,19 +116,28 @@ def _unknown(graph: OpGraph) -> list[str]:
     return [n for n, t in graph.tensors.items() if t.role == "activation" and t.is_tensor and not t.is_static]
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be read as an ONNX model ({_line(error)})") from error
-    if not model.graph.node and not model.graph.output:
-        raise ModelError(f"{path}: holds no ONNX graph; expected a model exported to ONNX")
-    try:
-        # The path form reads external data itself and has no 2 GiB limit.
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError, RuntimeError, DecodeError) as error:
-        raise ModelError(f"{path}: is no valid ONNX model ({_line(error)}); export it again") from error
-    return model
+def _checked(model: onnx.ModelProto, name: str, allow_operators: Collection[str]) -> onnx.ModelProto:
+    """A copy of a model in memory, checked as a file is."""
+    check_model(model, f"model {name}", allow_operators)
+    outside = next((t.name for t in tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL), None)
+    if outside is not None:
+        raise ModelError(f"model {name}: tensor {outside} is in a file; pass the model's path, or load its data first")
+    return _copy(model)
+
+
+def _check_sizes(model: onnx.ModelProto, name: str) -> None:
+    """What inference knows of the sizes of tensors, before folding or a run makes them. Raises `ModelError`."""
+    inferred = _infer(model)
+    for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        tensor = info.type.tensor_type
+        count = prod(d.dim_value if d.dim_value > 0 else 1 for d in tensor.shape.dim)
+        nbytes = count * DTYPE_BYTES.get(dtype_name(tensor.elem_type), 0)
+        if nbytes > _LARGEST:
+            shape = [d.dim_value for d in tensor.shape.dim]
+            raise ModelError(
+                f"model {name}: tensor {info.name} of shape {shape!r:.80} takes {nbytes / 1e9:.3g} GB, expected at "
+                f"most {_LARGEST / 1e9:.3g} GB; bind smaller dimensions with --dim"
+            )
 
 
 def _line(error: BaseException) -> str:
@@ -230,6 +248,9 @@ def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _build(model: onnx.ModelProto, name: str) -> OpGraph:
     graph = build_graph(model, name)
+    for given in graph.inputs:
+        if not graph.tensors[given].is_tensor:
+            raise ModelError(f"model {name}: input {given} has no known type; expected a tensor of one of ONNX's types")
     for output in graph.outputs:
         if not graph.tensors[output].is_tensor:
             raise ModelError(f"model {name}: output {output} is no tensor; only tensors can leave a plan")

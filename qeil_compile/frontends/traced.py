@@ -13,6 +13,8 @@ from qeil_compile.forms.program import Source
 from qeil_compile.ir import OpGraph, TensorSpec, Workload
 
 Arrays = Mapping[str, np.ndarray]
+#: Bytes of an input that is made up.
+_LARGEST = 1 << 30
 #: Types of operators that read rows of a table: an integer input that feeds one must stay below its row count.
 _LOOKUPS = {"embedding": (1, 0), "Gather": (1, 0), "index_select": (2, 0)}
 
@@ -80,8 +82,18 @@ def sample_inputs(graph: OpGraph, given: Arrays, seed: int = 0) -> dict[str, np.
     samples: dict[str, np.ndarray] = {}
     for name in graph.inputs:
         spec = graph.tensors[name]
-        samples[name] = check_input(spec, given[name]) if name in given else _random(graph, spec, rng)
+        samples[name] = check_input(spec, given[name]) if name in given else _random(graph, _sized(spec), rng)
     return samples
+
+
+def _sized(spec: TensorSpec) -> TensorSpec:
+    """The input, if random numbers for it fit into any memory. Raises `InputError`."""
+    if spec.nbytes > _LARGEST:
+        raise InputError(
+            f"input {spec.name}: a sample of shape {list(spec.shape or ())!r:.80} takes {spec.nbytes / 1e9:.3g} GB, "
+            f"expected at most {_LARGEST / 1e9:.3g} GB; bind smaller dimensions with --dim, or give the input"
+        )
+    return spec
 
 
 def check_input(spec: TensorSpec, value: Any) -> np.ndarray:

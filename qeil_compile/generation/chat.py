@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,10 @@ from qeil_compile.errors import InputError, ModelError, first_line
 Message = Mapping[str, Any]
 #: Private-use characters: two of them that a conversation does not use mark what came from it.
 _PRIVATE = range(0xF0000, 0xFFFFE)
+#: Characters of a rendered conversation, and numbers in it: Jinja's sandbox keeps templates from Python's insides, not
+#: from filling the memory.
+_LONGEST, _LARGEST = 1 << 24, 1 << 20
+_WIDTH = re.compile(r"\d{6,}")
 
 
 class ChatTemplate:
@@ -59,8 +64,15 @@ class ChatTemplate:
 
     def _render(self, messages: list[Any], variables: dict[str, Any], add_generation_prompt: bool) -> str:
         given = {**self._names, "tools": None, "documents": None, **variables}
+        given |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        pieces, size = [], 0
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **given)
+            for piece in self._template.generate(given):
+                pieces.append(piece)
+                size += len(piece)
+                if size > _LONGEST:
+                    raise ValueError(f"a conversation of more than {_LONGEST} characters")
+            return "".join(pieces)
         except self._errors as error:
             raise InputError(f"chat: the model's template refuses the messages: {first_line(error)}") from error
 
@@ -79,6 +91,17 @@ def _plain(messages: Sequence[Message], variables: Mapping[str, Any]) -> tuple[l
         raise InputError(
             f"chat: expected messages of text, numbers, lists and mappings: {first_line(error)}"
         ) from error
+
+
+def _bounded(value: float) -> None:
+    """Raise `ValueError` for a number that a template has no use for."""
+    if not abs(value) <= _LARGEST:
+        raise ValueError(f"the template computes with {value!s:.20}, expected at most {_LARGEST}")
+
+
+def _bounded_arguments(*values: Any) -> None:
+    for value in values:
+        _bounded(value if isinstance(value, int) else 0)
 
 
 def _compile(source: str) -> tuple[Any, tuple[type[Exception], ...]]:
@@ -124,15 +147,52 @@ def _compile(source: str) -> tuple[Any, tuple[type[Exception], ...]]:
         # Jinja's own escapes the characters of HTML.
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    environment = ImmutableSandboxedEnvironment(
+    class Bounded(ImmutableSandboxedEnvironment):
+        """The sandbox, without repetitions, powers and widths that no conversation needs."""
+
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "%":
+                if isinstance(left, str) and _WIDTH.search(left):
+                    raise ValueError(f"the template formats by {left!r:.40}")
+            else:
+                for value in (left, right):
+                    _bounded(value if isinstance(value, (int, float)) else 0)
+                if operator == "*" and not isinstance(left, (int, float)):
+                    _bounded(len(left) * right)
+                elif operator == "*" and not isinstance(right, (int, float)):
+                    _bounded(len(right) * left)
+                elif operator == "**" and isinstance(right, (int, float)):
+                    _bounded(right * 1000)
+            return super().call_binop(context, operator, left, right)
+
+        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+            _bounded_arguments(*args, *kwargs.values())
+            return super().call(__context, __obj, *args, **kwargs)
+
+    def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter whose arguments are bounded; the first is the value that it is for."""
+        own = 2 if hasattr(function, "jinja_pass_arg") else 1
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            _bounded_arguments(*args[own:], *kwargs.values())
+            return function(*args, **kwargs)
+
+        return call
+
+    environment = Bounded(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = tojson
+    environment.filters.update({name: bounded(function) for name, function in environment.filters.items()})
     environment.globals["namespace"] = Names
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         template = environment.from_string(source)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
         raise ModelError(f"chat template: not a Jinja template: {first_line(error)}") from error
-    return template, (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+    return template, (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError,
+                      ArithmeticError, MemoryError, RecursionError)  # fmt: skip

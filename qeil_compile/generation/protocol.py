@@ -57,8 +57,11 @@ class Tokenizer(Protocol):
         """The tokens that end a text; empty if the model has none."""
         ...
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token numbers of `text`; `special` adds what the model expects around a text (its `bos`)."""
+    def encode(self, text: str, special: bool = True, allow_control: bool = False) -> list[int]:
+        """Token numbers of `text`; `special` adds what the model expects around a text (its `bos`).
+
+        Control tokens that the text spells are read as plain text unless `allow_control`.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:

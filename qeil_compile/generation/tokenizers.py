@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qeil_compile.errors import InputError, ModelError, first_line
 from qeil_compile.models import Llama2cTokenizer
+from qeil_compile.untrusted import JSON_LIMIT, parse_json, read_file
 
 from .chat import ChatTemplate, Message
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 #: Files of a checkpoint folder that a tokenizer is read from; all but the first may be missing.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
                    "chat_template.jinja", "config.json")  # fmt: skip
+#: Bytes; the largest published ones have 35 million and 20 thousand.
+_TOKENIZER_LIMIT, _TEMPLATE_LIMIT = 256 << 20, 1 << 20
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -36,8 +39,8 @@ class Llama2cText:
         self.bos: int | None = tokenizer.bos
         self.eos = frozenset({tokenizer.bos, tokenizer.eos})
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token numbers of `text`, behind the begin mark if `special`."""
+    def encode(self, text: str, special: bool = True, allow_control: bool = False) -> list[int]:
+        """Token numbers of `text`, behind the begin mark if `special`; no text is a control token here."""
         return self._tokenizer.encode(text, bos=special)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -67,6 +70,8 @@ class CheckpointTokenizer:
         self._tokenizer = _read_tokenizer(folder / "tokenizer.json")
         self._add_missing_tokens()
         self._added = self._tokenizer.get_added_tokens_decoder()
+        plain = sorted((t.content for t in self._added.values() if not t.special and len(t.content) > 1), key=len)
+        self._spelled = re.compile("|".join(map(re.escape, reversed(plain))) or "(?!)")
         self.bos: int | None = self._number("bos_token")
         self.eos = self._find_eos()
         self._template: ChatTemplate | None = None
@@ -75,29 +80,45 @@ class CheckpointTokenizer:
         """Number of tokens, added ones included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token numbers of `text`; control tokens spelled in it are read as such, as `transformers` does.
+    def encode(self, text: str, special: bool = True, allow_control: bool = False) -> list[int]:
+        """Token numbers of `text`, in which nothing is a control token, whatever it spells, unless `allow_control`.
 
-        `special` adds what the checkpoint puts around a text. Raises `InputError` where the text is no valid Unicode.
+        `special` adds what the checkpoint puts around a text. With `allow_control` the numbers are those of
+        `transformers`. Raises `InputError` where the text is no valid Unicode.
         """
+        if allow_control:
+            return list(self._encoding(text, special).ids)
+        first, *rest = self._pieces(text)
+        self._tokenizer.encode_special_tokens = True
         try:
-            return self._tokenizer.encode(text, add_special_tokens=special).ids
+            found = self._encoding(first, special)
+            # Marks behind the text are the checkpoint's own.
+            end = len(found.ids)
+            while end and found.special_tokens_mask[end - 1]:
+                end -= 1
+            ids = list(found.ids[:end])
+            for piece in rest:
+                ids += self._encode_behind(piece, lambda t: self._encoding(t, False).ids)
+            return [*ids, *found.ids[end:]]
+        finally:
+            self._tokenizer.encode_special_tokens = False
+
+    def _pieces(self, text: str) -> list[str]:
+        """The text, cut within each added token that it spells: those that are not marked special would be matched."""
+        pieces, at = [], 0
+        while found := self._spelled.search(text, at):
+            pieces.append(text[at : found.start() + 1])
+            at = found.start() + 1
+        return [*pieces, text[at:]]
+
+    def _encoding(self, text: str, special: bool) -> Any:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special)
         except (TypeError, UnicodeEncodeError) as error:
             raise InputError(f"text: cannot be encoded: {first_line(error)}") from error
 
-    def encode_plain(self, text: str) -> list[int]:
-        """Token numbers of `text`, in which nothing is a control token, whatever it spells."""
-        self._tokenizer.encode_special_tokens = True
-        try:
-            ids = self.encode(text, special=False)
-        finally:
-            self._tokenizer.encode_special_tokens = False
-        # Added tokens that are not marked special are matched all the same, unless they are cut in two.
-        for spelling in (self._added[i].content for i in ids if i in self._added):
-            if len(spelling) > 1 and (at := text.find(spelling)) >= 0:
-                left, right = text[: at + 1], text[at + 1 :]
-                return self.encode_plain(left) + self._encode_behind(right, self.encode_plain)
-        return ids
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.encode(text, special=False)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without control tokens."""
@@ -131,15 +152,16 @@ class CheckpointTokenizer:
         variables are read as plain text unless `allow_control`. Raises `InputError` where the template refuses.
         """
         if allow_control:
-            return self.encode(self.chat_text(messages, add_generation_prompt, **variables), special=False)
+            text = self.chat_text(messages, add_generation_prompt, **variables)
+            return self.encode(text, special=False, allow_control=True)
         ids: list[int] = []
         for piece, control in self.chat_template.pieces(messages, add_generation_prompt, **variables):
-            encode = self.encode_plain if control else self._encode_text
+            encode = self._encode_plain if control else self._encode_text
             ids += encode(piece) if not ids else self._encode_behind(piece, encode)
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
-        return self.encode(text, special=False)
+        return self.encode(text, special=False, allow_control=True)
 
     @staticmethod
     def _encode_behind(piece: str, encode: Any) -> list[int]:
@@ -205,8 +227,10 @@ def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
             "form (tokenizer.model, vocab.json), load and save it with transformers' AutoTokenizer once"
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+        tokenizer = Tokenizer.from_buffer(read_file(path, _TOKENIZER_LIMIT))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and a panic of Rust is none
         raise ModelError(f"{path}: not a tokenizer: {first_line(error)}") from error
     # The file may hold the training's settings; prompts are neither cut nor padded.
     tokenizer.no_truncation()
@@ -219,7 +243,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_file(path, JSON_LIMIT), "any")
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
     if not isinstance(value, dict):
@@ -244,7 +268,7 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_file(path, _TEMPLATE_LIMIT).decode("utf-8")
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot be read: {first_line(error)}") from error
     value = config.get("chat_template")

@@ -36,8 +36,10 @@ def _torch_model(source: Any, unknown: UnknownFamilyError) -> tuple[Any, Mapping
     except ImportError as error:
         raise ModelError(f"{unknown}; or install qeil-compile[llm], which exports other families") from error
     try:
-        # Code out of a folder is never run, and nothing is fetched.
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        # Code out of a folder is never run, no pickle is read, and nothing is fetched.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, use_safetensors=True
+        )
     except Exception as error:  # transformers raises types of every kind
         raise ModelError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from error
     return model, tokenizer_files(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import json
+import io
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from qeil_compile.errors import InputError, first_line
+from qeil_compile.untrusted import parse_json, read_file
 
 from .samples import Sample
 
+#: Bytes of a log, unpacked.
+_LIMIT = 1 << 30
 #: Columns that are not features.
 _OWN = {"pid", "gold", "ans", "ok"}
 
@@ -72,10 +75,14 @@ def read_log(path: str | Path) -> list[Recorded]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as text:
-            found = [(number, line) for number, line in enumerate(text, 1) if line.strip()]
+        data = read_file(path, _LIMIT)
+        if data[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                # A small file may hold endless zeros.
+                data = file.read(_LIMIT + 1)
+        if len(data) > _LIMIT:
+            raise OSError(f"more than {_LIMIT} bytes when unpacked")
+        found = [(k, line) for k, line in enumerate(data.decode("utf-8").split("\n"), 1) if line.strip()]
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as lines of JSON, plain or gzip ({first_line(error)})") from error
     if not found:
@@ -85,8 +92,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse(line: str, where: str, number: int) -> Recorded:
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(line, "any")
+    except ValueError as error:
         raise InputError(f"{where}: no JSON ({first_line(error)})") from error
     given = data.get("ans") if isinstance(data, dict) else None
     if not isinstance(given, list) or not given:
@@ -107,4 +114,7 @@ def _parse(line: str, where: str, number: int) -> Recorded:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # a whole number beyond all floats
+        return math.nan
