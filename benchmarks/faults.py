@@ -11,8 +11,10 @@ reported (for hangs: after the deadline of the stage), "lost" the time until gen
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +43,10 @@ PROMPT, SAMPLES, TOKENS = "Tom has 3 apples and buys 4 more.", 3, 64
 #: Least time of a stage [s] in these runs; hangs are known that much later.
 LEAST = 0.4
 DEADLINE = Deadline(factor=5.0, least=LEAST, first=60.0)
+
+
+#: Set when a run is over.
+RELEASE = threading.Event()
 
 
 @dataclass
@@ -108,7 +114,7 @@ def _once(stage: Any, injection: Injection) -> None:
 
 
 def _hang(stage: Any, injection: Injection) -> None:
-    threading.Event().wait()
+    RELEASE.wait()
 
 
 def _slow(stage: Any, injection: Injection) -> None:
@@ -209,14 +215,26 @@ class Outcome:
 
 
 def run_once(plan: CompiledDecoder, reference: list[list[int]], kind: str, seed: int) -> Outcome:
-    """Generate with one fault."""
-    rng = np.random.default_rng(seed)
-    injection = Injection("raises" if kind == TWICE else kind, int(rng.integers(1, TOKENS - 2)), int(rng.integers(8)))
-    log = DecisionLog()
+    """Generate with one fault, and leave nothing running."""
     settings = Resilience(
         DEADLINE, isolate=kind in OF_PROCESS, canary=1e6 if kind in SILENT else float("inf"), retry=1e6
     )
-    runner = Runner(plan, settings, log)
+    runner = Runner(plan, settings, DecisionLog())
+    try:
+        return _disturbed(runner, plan, reference, kind, seed)
+    finally:
+        runner.close()
+        RELEASE.set()  # calls that hang come back, or they would hold their engines for ever
+        RELEASE.clear()
+        gc.collect()
+
+
+def _disturbed(
+    runner: Runner, plan: CompiledDecoder, reference: list[list[int]], kind: str, seed: int
+) -> Outcome:
+    rng = np.random.default_rng(seed)
+    injection = Injection("raises" if kind == TWICE else kind, int(rng.integers(1, TOKENS - 2)), int(rng.integers(8)))
+    log = runner.log
     with sabotage(injection, plan):
         runner.start()
         starts = len(log.entries)
@@ -262,6 +280,7 @@ def job_seconds(plan: CompiledDecoder) -> float:
         before = time.perf_counter()
         runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True)
         times.append(time.perf_counter() - before)
+    runner.close()
     return float(np.median(times[1:]))
 
 
@@ -302,6 +321,7 @@ def main() -> None:
             for kind in args.kinds or (("raises", "hangs", *SILENT[:1]) if args.quick else KINDS):
                 tokens = [c.tokens for c in reference]
                 found = [run_once(plan, tokens, kind, seed) for seed in range(seeds)]
+                print(f"{name}, {kind}: {sum(o.equal for o in found)} of {seeds}", file=sys.stderr, flush=True)
                 report.rows.append(_row(name, kind, found, bound))
     runs, good = (sum(r[c] for r in report.rows) for c in ("runs", "recovered"))
     equal = sum(r["tokens equal"] for r in report.rows)

@@ -319,6 +319,23 @@ def test_an_engine_in_its_own_process_may_hang(decoder: CompiledDecoder, expecte
     assert stage._child.process.wait(10) == -signal.SIGKILL
 
 
+def test_processes_end_when_their_plan_is_left_and_when_it_is_closed(decoder: CompiledDecoder) -> None:
+    runner = Runner(decoder, Resilience(isolate=True))
+
+    def children() -> list[Any]:
+        session = runner.session.session
+        units = {id(u): u for us in (session._prompt, *session._steps.values()) for u in us}
+        return [u._stage._child.process for u in units.values()]  # type: ignore[attr-defined]
+
+    first = children()
+    runner.session.lose(["onnxruntime"], "gone")
+    tokens_of(runner)
+    second = children()
+    assert all(p.wait(10) is not None for p in first) and all(p.poll() is None for p in second)
+    runner.close()
+    assert all(p.wait(10) is not None for p in second)
+
+
 def test_isolated_stages_refuse_as_their_engines_do(decoder: CompiledDecoder) -> None:
     from qeil_compile.backends.isolation import IsolatedStage
 
@@ -514,6 +531,16 @@ def test_a_watch_outlives_what_hangs_and_passes_errors_on() -> None:
         time.sleep(0.01)
     assert threading.active_count() < before  # the thread that was left behind has ended
     watch.close()
+
+
+def test_the_thread_of_a_watch_that_nobody_holds_ends() -> None:
+    watch = Watch()
+    watch.call(lambda: 1, 5.0)
+    thread = watch._worker
+    assert thread is not None and thread.is_alive()
+    del watch
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_deadlines_follow_what_calls_took() -> None:

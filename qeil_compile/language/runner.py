@@ -54,6 +54,12 @@ class Runner:
         self.__dict__["session"] = session = ResilientSession(self.compiled, *self._resilient, progress)
         return session
 
+    def close(self) -> None:
+        """End the engines' threads and processes; the next call starts them anew."""
+        session = self.__dict__.pop("session", None)
+        if session is not None:
+            session.close()
+
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The checkpoint's tokenizer; None where it has none: prompts are token numbers then. Raises `ModelError`."""

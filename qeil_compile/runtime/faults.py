@@ -99,6 +99,10 @@ class Watch:
             self._worker.leave()
             self._worker = None
 
+    def __del__(self) -> None:
+        # The thread knows nothing of its watch and would wait for ever.
+        self.close()
+
 
 class _Job:
     def __init__(self, function: Callable[[], Any]) -> None:

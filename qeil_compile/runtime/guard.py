@@ -39,19 +39,30 @@ class Guard:
         self.deadline, self._recorder, self._shares = deadline or Deadline(), recorder, shares
         self._watches: dict[Where, Watch] = {}
         self._seen: dict[tuple[Where, str], dict[int, _Seen]] = {}
+        self._kills: list[Callable[[], object]] = []
 
     def decoder(self, stage: DecoderStage, where: Where, name: str) -> DecoderStage:
         """The stage under watch."""
+        self._adopt(stage)
         return _GuardedDecoder(stage, where, name, self)
 
     def executable(self, run: Executable, where: Where, name: str) -> Executable:
         """The executable under watch."""
+        self._adopt(run)
         return _GuardedExecutable(run, where, name, self)
 
     def close(self) -> None:
-        """End the threads; those that hang are left behind."""
+        """End the threads, and the processes of isolated stages; what hangs in this process is left behind."""
         for watch in self._watches.values():
             watch.close()
+        for kill in self._kills:
+            kill()
+        self._kills.clear()
+
+    def _adopt(self, stage: object) -> None:
+        kill = getattr(stage, "kill", None)
+        if kill is not None:
+            self._kills.append(kill)
 
     def call(
         self, where: Where, name: str, size: int, function: Callable[[], T],

@@ -74,6 +74,14 @@ class Variants(Protocol[Running]):
         ...
 
 
+@dataclass(frozen=True)
+class Live(Generic[Running]):
+    """Engines that run, and the guard that watches them."""
+
+    running: Running
+    guard: Guard
+
+
 @dataclass
 class _Loss:
     fault: Fault
@@ -98,11 +106,23 @@ class Standby(Generic[Running]):
         self._restarted: set[frozenset[str]] = set()
         self._checked = -math.inf
         self.variant: Any = model
-        self.running: Running
+        self._live: Live[Running] | None = None
         try:
-            self.running = self._started(model)
+            self._start(model)
         except StageFault as error:
             self.fail(error.fault)
+
+    @property
+    def running(self) -> Running:
+        """The engines of the plan in force."""
+        assert self._live is not None, "closed"
+        return self._live.running
+
+    def close(self) -> None:
+        """End what runs."""
+        if self._live is not None:
+            self._live.guard.close()
+            self._live = None
 
     @property
     def lost(self) -> dict[str, Fault]:
@@ -162,16 +182,16 @@ class Standby(Generic[Running]):
                 self.log.record("no other plan", "+".join(names), reason=str(error))
         return self.variant
 
-    def switch(self, variant: Any, reason: str) -> Running | None:
-        """Start another plan; what ran before is returned, still running. None where the other one cannot start."""
+    def switch(self, variant: Any, reason: str) -> Live[Running] | None:
+        """Start another plan; returns what ran before, for the caller to close. None where the other cannot start."""
         started = time.perf_counter()
         try:
-            running = self._started(variant)
+            live = self._started(variant)
         except StageFault as error:
             self._record(error.fault)
             self._lose(set(variant.placements) - set(self.variant.placements), error.fault)
             return None
-        before, self.variant, self.running = self.running, variant, running
+        before, self.variant, self._live = self._live, variant, live
         for name in variant.placements:
             self._lost.pop(name, None)
         self.log.record(
@@ -235,10 +255,13 @@ class Standby(Generic[Running]):
         raise FailoverError("; ".join(dict.fromkeys([*faults, *reasons])))
 
     def _start(self, variant: Any) -> None:
-        self.running = self._started(variant)
-        self.variant = variant
+        """Raises `StageFault`."""
+        live = self._started(variant)
+        # What failed holds memory, and processes.
+        self.close()
+        self._live, self.variant = live, variant
 
-    def _started(self, variant: Any) -> Running:
+    def _started(self, variant: Any) -> Live[Running]:
         """Raises `StageFault` where the engines do not start, or golden inputs come out wrong."""
         guard = Guard(self.settings.deadline, self._recorder, self._oversight.share)
         where = tuple(variant.placements)
@@ -253,12 +276,15 @@ class Standby(Generic[Running]):
                 variant.check(running)
                 self._checked = self._clock()
         except StageFault:
+            guard.close()
             raise
         except (BackendError, EOFError, MemoryError) as error:
+            guard.close()
             raise fault(FaultKind.RAISED, error) from error
         except VerificationError as error:
+            guard.close()
             raise fault(FaultKind.WRONG, error) from error
-        return running
+        return Live(running, guard)
 
 
 def _suspects(fault: Fault) -> list[tuple[str, ...]]:

@@ -96,6 +96,10 @@ class ResilientSession:
         """Tokens in the cache of each live row, int64 [rows]."""
         return np.array([len(t) for t in self._tokens], np.int64)
 
+    def close(self) -> None:
+        """End the engines' threads and processes; nothing runs after it."""
+        self.standby.close()
+
     def lose(self, names: Sequence[str], detail: str) -> None:
         """A device has gone: its placements are not used from the next call on."""
         self._losses.append(Fault(FaultKind.LOST, tuple(names), detail))
@@ -215,7 +219,16 @@ class ResilientSession:
 
     def _switch(self, variant: Any) -> None:
         before = self.standby.switch(variant, "the plan in force should rest, or a better one is back")
-        if before is None or not self._tokens:
+        if before is None:
+            return
+        try:
+            self._take_over(before.running)
+        finally:
+            before.guard.close()
+
+    def _take_over(self, before: Session) -> None:
+        """The rows of a session that is left are live in the one that runs now."""
+        if not self._tokens:
             return
         tokens = sum(map(len, self._tokens))
         started = time.perf_counter()
@@ -264,12 +277,18 @@ class ResilientModel:
             try:
                 wanted = self.standby.wanted()
                 if wanted is not self.standby.variant:
-                    self.standby.switch(wanted, "the plan in force should rest, or a better one is back")
+                    before = self.standby.switch(wanted, "the plan in force should rest, or a better one is back")
+                    if before is not None:
+                        before.guard.close()
                 if self.standby.check_is_due:
                     self.standby.check()
                 return self.standby.variant.run(inputs)
             except StageFault as error:
                 self.standby.fail(error.fault)
+
+    def close(self) -> None:
+        """End the engines' threads and processes; nothing runs after it."""
+        self.standby.close()
 
     def timed(self, inputs: Mapping[str, Any], runs: int = 1) -> tuple[dict[str, np.ndarray], Timing]:
         """Outputs of one run, and the timing of `runs` further ones; raises as `run`."""
