@@ -255,9 +255,12 @@ def test_samples_that_ended_are_kept_when_no_plan_is_left(
 ) -> None:
     for where in ENGINES.split(","):
         sabotage(monkeypatch, _raises, where, at=11)
+    runner = Runner(decoder)
     with pytest.raises(FailoverError) as error:
-        Runner(decoder).generate([PROMPT], Sampling(n=6, max_tokens=6, seed=5, ignore_eos=True), max_rows=1)
+        runner.generate([PROMPT], Sampling(n=6, max_tokens=6, seed=5, ignore_eos=True), max_rows=1)
     assert error.value.finished
+    with pytest.raises(FailoverError, match="engine gave up"):
+        runner.generate([PROMPT], max_tokens=2)
     assert all(len(c.tokens) == 6 and c.finish_reason == "length" for c in error.value.finished)
 
 

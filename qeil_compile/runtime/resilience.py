@@ -103,10 +103,11 @@ class Standby(Generic[Running]):
         self._lost: dict[str, _Loss] = {}
         self._times: Counter[str] = Counter()
         self._asked: tuple[tuple[str, ...], int] = ((), 0)
-        self._restarted: set[frozenset[str]] = set()
+        self._restarted: dict[frozenset[str], float] = {}
         self._checked = -math.inf
         self.variant: Any = model
         self._live: Live[Running] | None = None
+        self._ended = "closed"
         try:
             self._start(model)
         except StageFault as error:
@@ -114,8 +115,9 @@ class Standby(Generic[Running]):
 
     @property
     def running(self) -> Running:
-        """The engines of the plan in force."""
-        assert self._live is not None, "closed"
+        """The engines of the plan in force. Raises `FailoverError` where none is any more, and why."""
+        if self._live is None:
+            raise FailoverError(self._ended)
         return self._live.running
 
     def close(self) -> None:
@@ -133,6 +135,8 @@ class Standby(Generic[Running]):
         """Go on without what has failed. Raises `FailoverError` where no plan is left."""
         started = time.perf_counter()
         self._record(fault)
+        # What failed holds memory, which may be just what was short, and processes.
+        self.close()
         kind = self._fail(fault)
         self.log.record(
             kind, "+".join(fault.placements), reason=str(fault.kind), now="+".join(self.variant.placements),
@@ -242,24 +246,23 @@ class Standby(Generic[Running]):
             else:
                 self._lose(gone - before, fault)
                 return "failover"
-        # What has failed is all there is: it is started anew, but only once.
+        # What has failed is all there is: it is started anew, but not twice in a row.
         mark = frozenset(fault.placements)
-        if fault.kind is not FaultKind.LOST and mark not in self._restarted:
-            self._restarted.add(mark)
+        again = self._clock() - self._restarted.get(mark, -math.inf) >= self.settings.retry
+        if fault.kind is not FaultKind.LOST and again:
+            self._restarted[mark] = self._clock()
             try:
                 self._start(self.model.without(*sorted(before - mark)))
                 return "restart"
             except (FailoverError, StageFault) as error:
                 reasons.append(str(error))
         faults = [fault.as_text(), *(loss.fault.as_text() for loss in self._lost.values())]
-        raise FailoverError("; ".join(dict.fromkeys([*faults, *reasons])))
+        self._ended = "; ".join(dict.fromkeys([*faults, *reasons]))
+        raise FailoverError(self._ended)
 
     def _start(self, variant: Any) -> None:
         """Raises `StageFault`."""
-        live = self._started(variant)
-        # What failed holds memory, and processes.
-        self.close()
-        self._live, self.variant = live, variant
+        self._live, self.variant = self._started(variant), variant
 
     def _started(self, variant: Any) -> Live[Running]:
         """Raises `StageFault` where the engines do not start, or golden inputs come out wrong."""
