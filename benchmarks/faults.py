@@ -28,6 +28,7 @@ from common import Report, options, publish
 from qeil_compile.api import Settings
 from qeil_compile.backends.base import DecoderStage
 from qeil_compile.errors import BackendError, QeilError
+from qeil_compile.language import PROMPT as PROMPT_PHASE
 from qeil_compile.language import CompiledDecoder, Generation, Runner, compile_decoder
 from qeil_compile.runtime import Deadline, DecisionLog, Resilience
 from qeil_compile.runtime.guard import Guard
@@ -35,7 +36,7 @@ from qeil_compile.runtime.guard import Guard
 ENGINES = "onnxruntime:CPU,openvino:CPU,torch:cpu"
 #: Pins by name of a plan; the reasoner has four layers.
 PLANS: dict[str, dict[str, str]] = {
-    "one engine": {"layers": "openvino:CPU"},
+    "one engine": {"*": "openvino:CPU"},
     "two engines": {"layers.1": "openvino:CPU", "layers.0": "onnxruntime:CPU"},
     "three engines": {"layers.0": "onnxruntime:CPU", "layers.1": "openvino:CPU", "layers.3": "torch:cpu"},
 }
@@ -191,6 +192,8 @@ KINDS = (*BEFORE, *AFTER, TOLD, TWICE)
 def sabotage(injection: Injection, plan: CompiledDecoder) -> Iterator[None]:
     """Stages that start meanwhile belong to the saboteur; the victim is one placement of the plan."""
     decoder, placements = Guard.decoder, plan.placements
+    if injection.kind == "NaN in the cache":
+        placements = [p for p in placements if p in _with_cache(plan)]
     victim = placements[injection.victim % len(placements)]
 
     def wrapped(self: Guard, stage: DecoderStage, where: tuple[str, ...], name: str) -> DecoderStage:
@@ -201,6 +204,12 @@ def sabotage(injection: Injection, plan: CompiledDecoder) -> Iterator[None]:
         yield
     finally:
         Guard.decoder = decoder  # type: ignore[method-assign]
+
+
+def _with_cache(plan: CompiledDecoder) -> set[str]:
+    """Placements whose stages of steps hold keys and values."""
+    units = [u for n, p in plan.phases.items() if n != PROMPT_PHASE for u in p.units]
+    return {p for u in units if plan.states.keys() & set(u.program.inputs) for p in u.placements}
 
 
 @dataclass
