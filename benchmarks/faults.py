@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -52,15 +52,19 @@ RELEASE = threading.Event()
 
 @dataclass
 class Injection:
-    """One fault: at which call of a step, into which of the plan's placements; `done` is when it was injected."""
+    """One fault: at which call of a step, into which of the plan's placements, once it is `armed`.
+
+    `done` is when it was injected; `spent` that a fault which strikes only once has struck.
+    """
 
     kind: str
     step: int
     victim: int
+    armed: bool = False
     calls: int = 0
     done: float = 0.0
     where: tuple[str, ...] = ()
-    after: list[Callable[[], object]] = field(default_factory=list)
+    spent: bool = False
 
 
 class Sabotaged:
@@ -76,7 +80,7 @@ class Sabotaged:
         i = self._injection
         new = feeds["positions"].shape[1]
         at_prompt = i.kind == "raises in the prompt"
-        if self._chosen and (new > 1 if at_prompt else new == 1 and feeds["positions"][0, 0] > 2):
+        if i.armed and self._chosen and (new > 1 if at_prompt else new == 1 and feeds["positions"][0, 0] > 2):
             i.calls += 1
             if i.calls == (1 if at_prompt else i.step):
                 i.done, i.where = time.perf_counter(), self._where
@@ -109,8 +113,8 @@ def _raise(error: BaseException) -> Callable[[Any, Injection], None]:
 
 def _once(stage: Any, injection: Injection) -> None:
     """Only the first call fails: a hiccup, after which the same engine would work."""
-    if not injection.after:
-        injection.after.append(lambda: None)
+    if not injection.spent:
+        injection.spent = True
         raise BackendError("device busy")
 
 
@@ -124,8 +128,8 @@ def _slow(stage: Any, injection: Injection) -> None:
 
 def _signal(number: int) -> Callable[[Any, Injection], None]:
     def strike(stage: Any, injection: Injection) -> None:
-        if not injection.after:
-            injection.after.append(lambda: None)
+        if not injection.spent:
+            injection.spent = True
             os.kill(stage.pid, number)
             if number != signal.SIGSTOP:
                 stage._child.process.wait(5)
@@ -135,8 +139,8 @@ def _signal(number: int) -> Callable[[Any, Injection], None]:
 
 def _poisoned(stage: Any, injection: Injection) -> None:
     """The cache is overwritten with NaN, once."""
-    if not injection.after:
-        injection.after.append(lambda: None)
+    if not injection.spent:
+        injection.spent = True
         stage.load({n: np.full_like(a, np.nan) for n, a in stage.export().items()})
 
 
@@ -214,13 +218,13 @@ def _with_cache(plan: CompiledDecoder) -> set[str]:
 
 @dataclass
 class Outcome:
-    """One run. `known` and `lost` [s] are as in the module's text."""
+    """One run. `known` and `lost` [s] are as in the module's text; `of_bound` is its time as a share of the bound."""
 
     equal: bool
-    known: float
-    lost: float
-    seconds: float
     error: str = ""
+    known: float = np.nan
+    lost: float = np.nan
+    of_bound: float = np.nan
 
 
 def run_once(plan: CompiledDecoder, reference: list[list[int]], kind: str, seed: int) -> Outcome:
@@ -243,66 +247,71 @@ def _disturbed(
 ) -> Outcome:
     rng = np.random.default_rng(seed)
     injection = Injection("raises" if kind == TWICE else kind, int(rng.integers(1, TOKENS - 2)), int(rng.integers(8)))
-    log = runner.log
+    log, told, steps = runner.log, [0.0], [0]
+
+    def seen(event: Any) -> None:
+        if kind == TOLD and event.sample == 0 and not told[0] and steps[0] == injection.step:
+            told[0] = time.perf_counter()
+            runner.session.lose([plan.placements[injection.victim % len(plan.placements)]], "GPU is lost")
+        if kind == TWICE and injection.done and log.of("recovered") and not told[0]:
+            # Now one of those that took over fails as well.
+            told[0] = injection.done = time.perf_counter()
+            injection.where = (runner.session.standby.variant.placements[0],)
+        steps[0] += event.sample == 0
+
     with sabotage(injection, plan):
-        runner.start()
-        starts = len(log.entries)
-        before = time.perf_counter()
-        told: list[float] = []
-
-        def seen(event: Any) -> None:
-            if kind == TOLD and event.sample == 0 and not told and len(event_tokens) == injection.step:
-                told.append(time.perf_counter())
-                runner.session.lose([plan.placements[injection.victim % len(plan.placements)]], "GPU is lost")
-            if kind == TWICE and injection.done and log.of("recovered") and not told:
-                # Now one of those that took over fails as well.
-                told.append(time.perf_counter())
-                other = runner.session.standby.variant.placements[0]
-                injection.where, injection.done = (other,), time.perf_counter()
-            if event.sample == 0:
-                event_tokens.append(event.token)
-
-        event_tokens: list[Any] = []
+        healthy = undisturbed(runner)
+        injection.armed, starts, before = True, len(log.entries), time.perf_counter()
         try:
-            found = runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True, on_token=seen)[0]
+            found = _job(runner, seen)
         except QeilError as error:
-            return Outcome(False, np.nan, np.nan, time.perf_counter() - before, str(error))
-    seconds = time.perf_counter() - before
+            return Outcome(False, str(error))
+        seconds = time.perf_counter() - before
+        injection.armed = False
+        left = undisturbed(runner)
     faults = [d for d in log.entries[starts:] if d.kind == "fault"]
     back = [d for d in log.entries[starts:] if d.kind == "recovered"]
-    struck = told[0] if kind == TOLD and told else injection.done
+    struck = told[0] if kind == TOLD else injection.done
     if not faults or not struck:
-        return Outcome(False, np.nan, np.nan, seconds, "the fault was not seen")
+        return Outcome(False, "the fault was not seen")
     fault = faults[-1 if kind == TWICE else 0]
     waited = fault.facts.get("deadline", 0.0)
     known = fault.time - struck - waited
     # A job whose tokens cannot be trusted begins anew: all that went before is lost.
     gone = faults[0].time - before if kind in SILENT else max(known, 0.0) + waited
     lost = sum(d.facts["seconds"] for d in back) + gone
-    return Outcome([c.tokens for c in found] == reference, known, lost, seconds)
+    # Healthy time x (throughput of the plan / of what is left), each measured beside this run, and what was lost.
+    bound = healthy * max(1.0, left / healthy) + lost
+    return Outcome(found == reference, "", known, lost, seconds / bound)
 
 
-def job_seconds(plan: CompiledDecoder) -> float:
-    """Seconds of the undisturbed job, the middle of five after one that is not counted."""
-    runner, times = Runner(plan), []
-    for _ in range(6):
+def undisturbed(runner: Runner) -> float:
+    """Seconds of the job on what runs now, the middle of three after one that is not counted."""
+    times = []
+    for _ in range(4):
         before = time.perf_counter()
-        runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True)
+        _job(runner)
         times.append(time.perf_counter() - before)
-    runner.close()
     return float(np.median(times[1:]))
 
 
-def _row(name: str, kind: str, outcomes: Sequence[Outcome], bound: float) -> dict[str, Any]:
-    known, lost = ([getattr(o, f) * 1e3 for o in outcomes if not o.error] or [np.nan] for f in ("known", "lost"))
-    errors = sorted({o.error for o in outcomes if o.error})
-    within = [o.seconds <= bound + o.lost for o in outcomes if not o.error]
+def _job(runner: Runner, seen: Callable[[Any], object] | None = None) -> list[list[int]]:
+    """Tokens of each sample."""
+    found = runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True, on_token=seen)[0]
+    return [c.tokens for c in found]
+
+
+def _row(name: str, kind: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    good = [o for o in outcomes if not o.error]
+    known, lost = ([getattr(o, f) * 1e3 for o in good] or [np.nan] for f in ("known", "lost"))
+    over = [o.of_bound for o in good] or [np.nan]
     return {
-        "plan": name, "fault": kind, "runs": len(outcomes), "recovered": sum(not o.error for o in outcomes),
+        "plan": name, "fault": kind, "runs": len(outcomes), "recovered": len(good),
         "tokens equal": sum(o.equal for o in outcomes), "known median [ms]": float(np.median(known)),
         "known worst [ms]": float(np.max(known)), "lost median [ms]": float(np.median(lost)),
-        "lost 95 % [ms]": float(np.quantile(lost, 0.95)), "within the bound": f"{sum(within)} of {len(within)}",
-        "bound [ms]": bound * 1e3, "errors": "; ".join(errors),
+        "lost 95 % [ms]": float(np.quantile(lost, 0.95)), "time / bound, median": float(np.median(over)),
+        "time / bound, worst": float(np.max(over)), "within": sum(o.of_bound <= 1 for o in good),
+        "errors": "; ".join(sorted({o.error for o in outcomes if o.error})),
     }  # fmt: skip
 
 
@@ -317,27 +326,25 @@ def main() -> None:
     args = options(__doc__ or "", more)
     seeds = 1 if args.quick else args.seeds
     columns = ("plan", "fault", "runs", "recovered", "tokens equal", "known median [ms]", "known worst [ms]",
-               "lost median [ms]", "lost 95 % [ms]", "within the bound", "bound [ms]", "errors")  # fmt: skip
+               "lost median [ms]", "lost 95 % [ms]", "time / bound, median", "time / bound, worst", "within",
+               "errors")  # fmt: skip
     report = Report("faults", "Faults in the middle of a generation (measured)", columns)
     with as_file(files("qeil_compile.models.data") / "reasoner") as folder:
         for name in args.plans or (list(PLANS)[1:2] if args.quick else PLANS):
             settings = Settings(target=ENGINES, measure=False, threads=1, pins=PLANS[name])
             plan = compile_decoder(folder, Generation(prompt=32, tokens=TOKENS, samples=4), settings)
-            runner = Runner(plan)
-            reference = runner.generate(PROMPT, n=SAMPLES, max_tokens=TOKENS, seed=5, ignore_eos=True)[0]
-            # degraded <= healthy * (throughput of all / throughput of those left) + what was lost until it went on
-            bound = max(job_seconds(plan), *(job_seconds(plan.without(p)) for p in plan.placements))
+            reference = _job(Runner(plan))
             for kind in args.kinds or (("raises", "hangs", *SILENT[:1]) if args.quick else KINDS):
-                tokens = [c.tokens for c in reference]
-                found = [run_once(plan, tokens, kind, seed) for seed in range(seeds)]
+                found = [run_once(plan, reference, kind, seed) for seed in range(seeds)]
                 print(f"{name}, {kind}: {sum(o.equal for o in found)} of {seeds}", file=sys.stderr, flush=True)
-                report.rows.append(_row(name, kind, found, bound))
+                report.rows.append(_row(name, kind, found))
     runs, good = (sum(r[c] for r in report.rows) for c in ("runs", "recovered"))
     equal = sum(r["tokens equal"] for r in report.rows)
     report.notes = [
         f"{good} of {runs} runs recovered, {equal} with the tokens of the undisturbed run",
         f"stages have five times what they took, and at least {LEAST} s; a hang is known from the end of that time on",
-        "bound: healthy time x (throughput of the plan / of the slowest plan that may take over) + what was lost",
+        "bound: healthy time x (throughput of the plan / of what is left) + what was lost, measured beside each run; "
+        f"held in {sum(r['within'] for r in report.rows)} of {good}",
     ]
     publish([report], args, "faults")
 

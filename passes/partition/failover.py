@@ -27,6 +27,8 @@ from qeil_compile.plan import Failover, Plan
 _SHARE_OF_EPOCHS = 4
 #: Name of the loss of all placements but one, before the one.
 ALL_BUT = "all but"
+#: Pins that are listed one by one when they are dropped.
+_LISTED = 2
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,10 @@ def _limits(
         _check_runs_elsewhere(table, settings, loss)
     search = replace(settings.search, epochs=-(-settings.search.epochs // _SHARE_OF_EPOCHS))
     pins = {pattern: spec for pattern, spec in settings.pins.items() if spec not in loss.lost}
-    notes = [f"pin {pattern}={spec} is dropped" for pattern, spec in settings.pins.items() if pattern not in pins]
+    dropped = [f"{pattern}={spec}" for pattern, spec in settings.pins.items() if pattern not in pins]
+    notes = [f"pin {pin} is dropped" for pin in dropped]
+    if len(dropped) > _LISTED:
+        notes = [f"each of {len(dropped)} pins is dropped"]
     forbidden = (*settings.forbidden, *loss.lost)
     limits = replace(settings, pins=pins, together=(), forbidden=forbidden, search=search)
     allowed = [allowed_placements(table, limits) for table in costs]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qeil_compile.errors import InputError, OutputError, PinError
+from qeil_compile.output import replacing
 from qeil_compile.untrusted import elements, parse_json
 
 #: Bytes of the arrays of an .npz file, unpacked.
@@ -121,7 +120,7 @@ def check_file(path: Path, suffix: str, overwrite: bool) -> None:
 def write_npz(path: Path, values: Mapping[str, np.ndarray]) -> None:
     """Write arrays, whole or not at all. Types that .npz does not know become float32. Raises `OutputError`."""
     plain = {n: a.astype(np.float32) if a.dtype.kind == "V" else a for n, a in values.items()}
-    with _atomic(path) as temporary:
+    with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **plain)
@@ -136,33 +135,5 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all. Raises `OutputError`."""
-    with _atomic(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
-
-
-class _atomic:
-    """A temporary sibling that takes the place of `path` on success."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        try:
-            folder = self.path.absolute().parent
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=folder)
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                self.temporary.replace(self.path)
-        except OSError as failed:
-            raise OutputError(f"{self.path}: cannot be written ({failed.strerror})") from failed
-        finally:
-            self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error

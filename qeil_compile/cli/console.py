@@ -44,6 +44,12 @@ def say(text: str) -> None:
         out().print(escape(printable(text)))
 
 
+def remark(text: str) -> None:
+    """One line on standard error, beside results that may be JSON or a text that streams; silent with --quiet."""
+    if not options.quiet:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(escape(printable(text)))
+
+
 def printable(text: str) -> str:
     """The text without control characters: names out of a stranger's file could move the cursor or set the title."""
     return _CONTROL.sub("\ufffd", text)

@@ -14,7 +14,7 @@ from qeil_compile import api, language
 from qeil_compile.errors import FailoverError, InputError
 from qeil_compile.plan import device_text
 
-from .console import Step, mj, ms, print_json, printable, progress, say, table
+from .console import Step, mj, ms, print_json, printable, progress, remark, say, table
 from .watched import Watched
 
 
@@ -168,7 +168,7 @@ def generate(
             found = runner.generate(list(prompts), sampling, on_token=seen)
         except FailoverError as error:
             for c in error.finished:
-                say(f"finished before: sample {c.sample} of prompt {c.prompt}: {c.text.strip()}")
+                remark(f"finished before: sample {c.sample} of prompt {c.prompt}: {c.text.strip()}")
             raise
     seconds = time.perf_counter() - before
     tokens = sum(len(c.tokens) for samples in found for c in samples)

@@ -20,7 +20,7 @@ from qeil_compile.runtime.supervisor import write_counters
 from qeil_compile.telemetry import Sampler, find_sensors
 
 from .arguments import check_file
-from .console import say
+from .console import remark
 
 TraceFile = Annotated[
     Path | None, typer.Option("--trace", metavar="FILE.json", help="Write what happened when, for Perfetto.")
@@ -92,7 +92,7 @@ def watched(
     events = Trace() if trace is not None else None
 
     def heard(decision: Decision) -> None:
-        say(f"note: {decision.as_text()}")
+        remark(f"note: {decision.as_text()}")
         if events is not None:
             events.decision(decision)
 
@@ -105,4 +105,4 @@ def watched(
         decisions.close()
         if trace is not None and events is not None:
             events.write(trace)
-            say(f"{trace}: what happened when; open it at ui.perfetto.dev or chrome://tracing")
+            remark(f"{trace}: what happened when; open it at ui.perfetto.dev or chrome://tracing")

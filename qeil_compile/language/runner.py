@@ -18,7 +18,7 @@ from qeil_compile.generation import Completion, Event, Sampling, Tokenizer, gene
 from qeil_compile.language.compiled import CompiledDecoder
 from qeil_compile.language.files import load_files
 from qeil_compile.runtime.decisions import DecisionLog
-from qeil_compile.runtime.guard import Recorder
+from qeil_compile.runtime.guard import CallRecorder
 from qeil_compile.runtime.resilience import Resilience
 from qeil_compile.runtime.resilient import ResilientSession, TaintedError
 from qeil_compile.runtime.supervisor import Oversight
@@ -37,7 +37,7 @@ class Runner:
 
     def __init__(
         self, compiled: CompiledDecoder, resilience: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, oversight: Oversight | None = None,
+        recorder: CallRecorder | None = None, oversight: Oversight | None = None,
     ) -> None:  # fmt: skip
         self.compiled = compiled
         self.log = log or DecisionLog()

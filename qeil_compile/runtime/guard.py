@@ -17,7 +17,7 @@ T = TypeVar("T")
 Where = tuple[str, ...]
 
 
-class Recorder(Protocol):
+class CallRecorder(Protocol):
     """What is told of each call of a stage; `runtime.trace.Trace` is one."""
 
     def span(self, name: str, category: str, start: float, seconds: float, **facts: Any) -> None:
@@ -33,7 +33,7 @@ class Guard:
     """
 
     def __init__(
-        self, deadline: Deadline | None = None, recorder: Recorder | None = None,
+        self, deadline: Deadline | None = None, recorder: CallRecorder | None = None,
         shares: Callable[[Where], float] = lambda where: 1.0,
     ) -> None:  # fmt: skip
         self.deadline, self._recorder, self._shares = deadline or Deadline(), recorder, shares

@@ -17,7 +17,7 @@ from qeil_compile.errors import BackendError, FailoverError, InputError, Verific
 
 from .decisions import DecisionLog
 from .faults import Deadline, Fault, FaultKind, StageFault
-from .guard import Guard, Recorder
+from .guard import CallRecorder, Guard
 from .supervisor import Oversight, Unwatched
 
 Running = TypeVar("Running")
@@ -93,7 +93,7 @@ class Standby(Generic[Running]):
 
     def __init__(
         self, model: Variants[Running], settings: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, oversight: Oversight | None = None,
+        recorder: CallRecorder | None = None, oversight: Oversight | None = None,
         clock: Callable[[], float] = time.monotonic, progress: Progress = lambda done, total: None,
     ) -> None:  # fmt: skip
         """Starts the plan, or that of its failover plans that can be. Raises `FailoverError` where none can."""

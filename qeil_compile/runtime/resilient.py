@@ -21,7 +21,7 @@ from qeil_compile.errors import GenerationError
 from .decisions import DecisionLog
 from .executor import Executor
 from .faults import Fault, FaultKind, StageFault
-from .guard import Recorder
+from .guard import CallRecorder
 from .measure import Timing, repeated
 from .resilience import Progress, Resilience, Standby, Variants
 from .session import SavedRows, Session
@@ -60,7 +60,7 @@ class ResilientSession:
 
     def __init__(
         self, model: DecoderVariants, settings: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, oversight: Oversight | None = None,
+        recorder: CallRecorder | None = None, oversight: Oversight | None = None,
         progress: Progress = lambda done, total: None,
     ) -> None:  # fmt: skip
         """Starts the engines. Raises `FailoverError` where no plan can be started, and why."""
@@ -260,7 +260,7 @@ class ResilientModel:
 
     def __init__(
         self, model: Variants[Executor], settings: Resilience | None = None, log: DecisionLog | None = None,
-        recorder: Recorder | None = None, oversight: Oversight | None = None,
+        recorder: CallRecorder | None = None, oversight: Oversight | None = None,
         progress: Progress = lambda done, total: None,
     ) -> None:  # fmt: skip
         """Starts the engines. Raises `FailoverError` where no plan can be started, and why."""

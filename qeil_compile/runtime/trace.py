@@ -11,14 +11,12 @@ placement; decisions, tokens and each sensor have one of their own [Trace Event 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from qeil_compile.errors import OutputError
+from qeil_compile.output import replacing
 
 from .decisions import Decision
 
@@ -60,18 +58,8 @@ class Trace:
 
     def write(self, path: Path) -> None:
         """Write the trace, whole or not at all. Raises `OutputError`."""
-        text = json.dumps(self.to_json(), default=str)
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.absolute().parent)
-            temporary = Path(name)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_json(), default=str), encoding="utf-8")
 
     def _add(
         self, phase: str, name: str, category: str, moment: float, line: str, facts: dict[str, Any], **more: Any
