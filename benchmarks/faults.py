@@ -5,7 +5,7 @@ python benchmarks/faults.py [--quick] [--kinds NAME ...] [--plans NAME ...] [--s
 Each run generates three samples of a prompt with the reasoner and injects one fault at a step, and into a stage, that
 the seed chooses. Undisturbed tokens of the same plan are the reference. Faults of a process are signals to a real
 child; the others are injected around the engine's call. "known" is the time from the injection until the fault was
-reported (for hangs: after the deadline of the stage), "lost" the time until generation went on.
+reported (for hangs: after the deadline of the stage), "lost" the time until the next token, less that of a step.
 """
 
 from __future__ import annotations
@@ -247,17 +247,19 @@ def _disturbed(
 ) -> Outcome:
     rng = np.random.default_rng(seed)
     injection = Injection("raises" if kind == TWICE else kind, int(rng.integers(1, TOKENS - 2)), int(rng.integers(8)))
-    log, told, steps = runner.log, [0.0], [0]
+    log, told = runner.log, [0.0]
+    tokens: list[float] = []
 
     def seen(event: Any) -> None:
-        if kind == TOLD and event.sample == 0 and not told[0] and steps[0] == injection.step:
+        if event.sample == 0:
+            tokens.append(time.perf_counter())
+        if kind == TOLD and event.sample == 0 and not told[0] and len(tokens) == injection.step:
             told[0] = time.perf_counter()
             runner.session.lose([plan.placements[injection.victim % len(plan.placements)]], "GPU is lost")
         if kind == TWICE and injection.done and log.of("recovered") and not told[0]:
             # Now one of those that took over fails as well.
             told[0] = injection.done = time.perf_counter()
             injection.where = (runner.session.standby.variant.placements[0],)
-        steps[0] += event.sample == 0
 
     with sabotage(injection, plan):
         healthy = undisturbed(runner)
@@ -270,19 +272,25 @@ def _disturbed(
         injection.armed = False
         left = undisturbed(runner)
     faults = [d for d in log.entries[starts:] if d.kind == "fault"]
-    back = [d for d in log.entries[starts:] if d.kind == "recovered"]
     struck = told[0] if kind == TOLD else injection.done
     if not faults or not struck:
         return Outcome(False, "the fault was not seen")
     fault = faults[-1 if kind == TWICE else 0]
-    waited = fault.facts.get("deadline", 0.0)
-    known = fault.time - struck - waited
-    # A job whose tokens cannot be trusted begins anew: all that went before is lost.
-    gone = faults[0].time - before if kind in SILENT else max(known, 0.0) + waited
-    lost = sum(d.facts["seconds"] for d in back) + gone
+    known = fault.time - struck - fault.facts.get("deadline", 0.0)
+    if kind in SILENT:
+        # A job whose tokens cannot be trusted begins anew: all that went before is lost, and the other plan's start.
+        lost = faults[0].time - before + sum(d.facts["seconds"] for d in log.entries[starts:] if d.kind == "recovered")
+    else:
+        first = faults[0].time if kind == TWICE else struck
+        lost = sum(_until_next(tokens, t) - left / TOKENS for t in dict.fromkeys((first, struck)))
     # Healthy time x (throughput of the plan / of what is left), each measured beside this run, and what was lost.
     bound = healthy * max(1.0, left / healthy) + lost
     return Outcome(found == reference, "", known, lost, seconds / bound)
+
+
+def _until_next(tokens: Sequence[float], moment: float) -> float:
+    """Seconds from a moment to the next token."""
+    return next(t for t in tokens if t > moment) - moment
 
 
 def undisturbed(runner: Runner) -> float:
