@@ -1,0 +1,165 @@
+"""The placement map: which device runs what, by layer and role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from .style import colours, empty, hatches, legend_below, new_figure, printable, short, si, tip
+from .view import OpPoint, PhaseView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Inches of a row, and the most of a map; thinner rows are drawn where there are more layers.
+_ROW, _MOST_HEIGHT = 0.2, 9.0
+#: Operators in a row of a strip.
+_STRIP = 40
+#: Rows and columns with a label each.
+_LABELS = 48
+
+
+def placement_map(phases: Sequence[PhaseView]) -> Figure:
+    """Where each operator runs. Rows are layers, with what comes before and after them, columns are roles in order.
+
+    A cell of several operators is divided among them in order. Models without layers have a strip of operators, to be
+    read like text. Colour is the device, hatching tells its engines apart.
+    """
+    drawn = [p for p in phases if p.points]
+    if not drawn:
+        return empty(new_figure(8, 2), "the plan has no cost table: compile the model again to see its operators")
+    maps = [_Map(p) if any(o.layer is not None for o in p.points) else _Strip(p) for p in drawn]
+    heights = [m.height for m in maps]
+    figure = new_figure(max(m.width for m in maps), sum(heights) + 0.5)
+    hues, marks = colours(phases), hatches(phases)
+    for axes, one in zip(_stack(figure, heights), maps, strict=True):
+        one.draw(axes, hues, marks)
+    legend_below(figure, _handles(phases, hues, marks), 4)
+    return figure
+
+
+def _stack(figure: Figure, heights: Sequence[float]) -> list[Axes]:
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    return [figure.add_subplot(grid[k]) for k in range(len(heights))]
+
+
+def _handles(phases: Sequence[PhaseView], hues: Mapping[str, str], marks: Mapping[str, str]) -> list[Any]:
+    """Placements that are used, then devices that are not."""
+    from matplotlib.patches import Patch
+
+    where = {s.placement: s.device for p in phases for s in p.plan.stages}
+    found = [
+        Patch(facecolor=hues[d], edgecolor="white", hatch=marks[spec], label=f"{printable(d)}: {printable(spec)}")
+        for spec, d in where.items()
+    ]
+    unused = dict.fromkeys(d for p in phases for d in p.devices if d not in where.values())
+    return found + [Patch(facecolor=hues[d], alpha=0.35, label=f"{printable(d)} (not used)") for d in unused]
+
+
+def _cell(
+    axes: Axes, ops: Sequence[OpPoint], box: tuple[float, float, float], phase: PhaseView, hues: Mapping[str, str],
+    marks: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Operators side by side in a box (left, top, width) of height 1; neighbours on one placement are one."""
+    from matplotlib.patches import Rectangle
+
+    left, top, width = box
+    part = width / len(ops)
+    for (spec, device), run in groupby(ops, key=lambda o: (o.placement, o.device)):
+        members = list(run)
+        axes.add_patch(Rectangle(
+            (left, top), part * len(members), 1, facecolor=hues[device], edgecolor="white", linewidth=0.5,
+            hatch=marks[spec], gid=tip(_words(phase, members)),
+        ))  # fmt: skip
+        left += part * len(members)
+
+
+def _words(phase: PhaseView, ops: Sequence[OpPoint]) -> str:
+    o = ops[0]
+    where = "" if o.layer is None else f"layer {o.layer}, "
+    names = ", ".join(short("+".join(x.ops), 60) for x in ops[:3])
+    more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
+    costs = f"{si(sum(x.seconds for x in ops), 's')}, {si(sum(x.joules for x in ops), 'J')}"
+    return f"{phase.name}, {where}{o.role}: {names}{more} on {o.placement} ({o.device}), {costs} ({phase.label})"
+
+
+def _bare(axes: Axes, columns: float, rows: float, title: str) -> None:
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
+    axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=7)
+
+
+class _Map:
+    """One phase of a model with layers."""
+
+    def __init__(self, phase: PhaseView) -> None:
+        self.phase = phase
+        inside = [k for k, o in enumerate(phase.points) if o.layer is not None]
+        first, last = inside[0], inside[-1]
+        self.rows: dict[str, list[OpPoint]] = {}
+        self.cells: dict[tuple[str, str], list[OpPoint]] = {}
+        for k, o in enumerate(phase.points):
+            if o.layer is None:
+                self.rows.setdefault("before" if k < first else "after" if k > last else "between", []).append(o)
+            else:
+                self.cells.setdefault((str(o.layer), o.role), []).append(o)
+        layers = [str(n) for n in sorted({o.layer for o in phase.points if o.layer is not None})]
+        self.order = [*(["before"] if "before" in self.rows else []), *layers,
+                      *(n for n in ("between", "after") if n in self.rows)]  # fmt: skip
+        self.roles = _in_order(phase.points)
+        longest = max(len(short(r)) for r in self.roles)
+        self.height = 0.75 + min(_ROW * len(self.order), _MOST_HEIGHT) + 0.052 * longest
+        self.width = min(max(9.5, 2.0 + 0.34 * len(self.roles)), 22.0)
+
+    def draw(self, axes: Axes, hues: Mapping[str, str], marks: Mapping[str, str]) -> None:
+        row = {n: float(k) for k, n in enumerate(self.order)}
+        for (layer, role), ops in self.cells.items():
+            _cell(axes, ops, (self.roles.index(role), row[layer], 1), self.phase, hues, marks)
+        for name, ops in self.rows.items():
+            width = min(1.0, len(self.roles) / len(ops))
+            _cell(axes, ops, (0, row[name], width * len(ops)), self.phase, hues, marks)
+        _bare(axes, len(self.roles), len(self.order), f"{short(self.phase.name, 60)} ({self.phase.label})")
+        step = -(-len(self.order) // _LABELS)
+        shown = [n for k, n in enumerate(self.order) if not k % step or not n.isdigit()]
+        axes.set_yticks([row[n] + 0.5 for n in shown], shown)
+        axes.set_ylabel("layer", fontsize=8)
+        every = -(-len(self.roles) // (2 * _LABELS))
+        axes.set_xticks(
+            [k + 0.5 for k in range(0, len(self.roles), every)], [short(r) for r in self.roles[::every]], rotation=45,
+            ha="right", rotation_mode="anchor", parse_math=False,
+        )  # fmt: skip
+
+
+def _in_order(points: Sequence[OpPoint]) -> list[str]:
+    """Roles of layers as they follow one another: by their mean place within a layer."""
+    places: dict[str, list[float]] = {}
+    for _, run in groupby((o for o in points if o.layer is not None), key=lambda o: o.layer):
+        members = list(run)
+        for k, o in enumerate(members):
+            places.setdefault(o.role, []).append(k / len(members))
+    return sorted(places, key=lambda r: sum(places[r]) / len(places[r]))
+
+
+class _Strip:
+    """One phase of a model without layers: operators in order, line by line."""
+
+    def __init__(self, phase: PhaseView) -> None:
+        self.phase = phase
+        self.columns = max(_STRIP, -(-len(phase.points) // 60))
+        self.rows = -(-len(phase.points) // self.columns)
+        self.height = 0.75 + 0.24 * self.rows
+        self.width = 9.5
+
+    def draw(self, axes: Axes, hues: Mapping[str, str], marks: Mapping[str, str]) -> None:
+        points = self.phase.points
+        for k in range(self.rows):
+            ops = points[k * self.columns : (k + 1) * self.columns]
+            _cell(axes, ops, (0, k, len(ops)), self.phase, hues, marks)
+        wide = min(self.columns, len(points))
+        title = f"{short(self.phase.name, 60)}: {len(points)} operators in order ({self.phase.label})"
+        _bare(axes, wide, self.rows, title)
+        axes.set_xticks([])
+        axes.set_yticks([k + 0.5 for k in range(self.rows)], [str(k * self.columns) for k in range(self.rows)])
