@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 import tomllib
@@ -25,13 +21,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qeil_compile.backends import backend, names
 from qeil_compile.devices import Target
-from qeil_compile.devices.cpuinfo import cpu_facts
 from qeil_compile.devices.loader import parse_target
-from qeil_compile.errors import QeilError
 from qeil_compile.frontends import Traced, trace
 from qeil_compile.ir import Workload
+from qeil_compile.paper.environment import environment
 from qeil_compile.passes.annotate import CostTable
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -96,36 +90,6 @@ def publish(reports: Sequence[Report], args: Any, name: str, **more: Any) -> Pat
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
-
-
-def environment() -> dict[str, Any]:
-    """CPU, versions, date and commit of a measurement."""
-    facts = cpu_facts()
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    for engine in names():
-        try:
-            versions[engine] = backend(engine).version()
-        except QeilError:
-            versions[engine] = "not installed"
-    return {
-        "cpu": facts.model,
-        "cores": facts.cores,
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.system(),
-        "versions": versions,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    try:
-        text = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return text.strip()
 
 
 #: Two devices that share one memory. The second is emulated on the CPU where it is not here.

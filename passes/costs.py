@@ -15,7 +15,7 @@ from qeil_compile.devices.timing import Calibration, time_model
 from qeil_compile.devices.work import KernelTable
 from qeil_compile.ir import GroupGraph
 from qeil_compile.passes.conditions import Conditions
-from qeil_compile.passes.energy import DeviceEnergy
+from qeil_compile.passes.energy import DeviceEnergy, dynamic_joules
 from qeil_compile.passes.memory import Storage, storages
 from qeil_compile.plan import Label
 
@@ -142,6 +142,16 @@ class CostTable:
         seconds, _ = time_model(place, self.calibration)(moved)
         crossing = launch_seconds(place) + sigma * kernels.nbytes / bandwidth
         return np.bincount(kernels.group, np.maximum(seconds, crossing), len(self.groups.groups))
+
+    def dynamic_on(self, target: Target) -> np.ndarray:
+        """W e_f + Q e_m [J] with the energies of another target of the same devices, float64[groups, placements]."""
+        found = self.dynamic.copy()
+        for p, place in enumerate(self.placements):
+            profile = target.device_of(place.profile.name)
+            if profile is not place.profile:
+                kernels = self.kernels[place.engine]
+                found[:, p] = np.bincount(kernels.group, dynamic_joules(profile, kernels), len(found))
+        return found
 
     def as_text(self) -> str:
         """One line per group: operators, and per placement DASI, beta and milliseconds."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qeil_compile.devices import Target
-from qeil_compile.devices.ranges import uncertain, vary
+from qeil_compile.devices.ranges import uncertain, vary, vary_all
 from qeil_compile.passes.choice import parse_choice
-from qeil_compile.passes.energy import dynamic_joules, plan_energy
+from qeil_compile.passes.energy import plan_energy
 from qeil_compile.plan import ALL, Sensitivity
 
 if TYPE_CHECKING:
@@ -41,14 +41,7 @@ def sensitivity(front: Front, candidate: Candidate, objective: str) -> tuple[Sen
         span = c.value, float(c.low or 0.0), float(c.high or 0.0)  # `uncertain` lists those that have both
         rows.append(prices.row(device, name, c.unit, span, partial(vary, target, device, name)))
 
-    def together(share: float) -> Target:
-        moved = target
-        for device, name, c in known:
-            end = float((c.high if share > 0 else c.low) or 0.0)
-            moved = vary(moved, device, name, c.value + abs(share) * (end - c.value))
-        return moved
-
-    return (*rows, prices.row(ALL, ALL, "1", (0.0, -1.0, 1.0), together)) if rows else ()
+    return (*rows, prices.row(ALL, ALL, "1", (0.0, -1.0, 1.0), partial(vary_all, target))) if rows else ()
 
 
 class _Prices:
@@ -103,7 +96,7 @@ class _Prices:
 
     def _energies(self, target: Target) -> tuple[list[float], list[bool]]:
         """Energy [J] of each candidate, and whether its devices stay below their ceilings."""
-        dynamic = self._dynamic(target)
+        dynamic = self.costs.dynamic_on(target)
         energies, sustained = [], []
         for c, place, owner in zip(self.front.candidates, self.places, self.owners, strict=True):
             sums = np.bincount(owner, dynamic[np.arange(len(place)), place], len(self.names))
@@ -112,14 +105,3 @@ class _Prices:
             energies.append(joules)
             sustained.append(all(s.sustained for s in states.values()))
         return energies, sustained
-
-    def _dynamic(self, target: Target) -> np.ndarray:
-        """The column W e_f + Q e_m [J] of each placement whose device changed, the others as they are."""
-        found = self.costs.dynamic.copy()
-        devices = {d.name: d for d in target.devices}
-        for p, place in enumerate(self.costs.placements):
-            profile = devices[place.profile.name]
-            if profile is not place.profile:
-                kernels = self.costs.kernels[place.engine]
-                found[:, p] = np.bincount(kernels.group, dynamic_joules(profile, kernels), len(found))
-        return found

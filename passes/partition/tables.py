@@ -171,6 +171,17 @@ def tables(
     )
 
 
+def with_energies(t: Tables, phases: Sequence[Phase], target: Target) -> Tables:
+    """The problem of `phases` with the energies of another target of the same devices; times stay as they are."""
+    return t._replace(
+        dynamic=np.concatenate([p.costs.dynamic_on(target) for p in phases]),
+        link_joules=_links(target)[2],
+        power_const=np.array([d.power_const.value for d in target.devices]),
+        power_idle=np.array([d.power_idle.value for d in target.devices]),
+        thermal=_thermal(target, phases[0].costs.conditions),
+    )
+
+
 def _thermal(target: Target, conditions: Conditions) -> np.ndarray:
     """float64[devices, 6]: see `THERMAL`; kelvins. No thermal data: leakage 0 and no ceiling."""
     rows = []

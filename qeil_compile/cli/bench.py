@@ -11,7 +11,7 @@ import typer
 from qeil_compile import language
 from qeil_compile.errors import InputError
 
-from . import arguments, decoder
+from . import arguments, decoder, paper
 from .console import ms, print_json, progress, say, table
 
 app = typer.Typer(help="Measure what was compiled.", no_args_is_help=True)
@@ -20,6 +20,9 @@ app = typer.Typer(help="Measure what was compiled.", no_args_is_help=True)
 @app.callback()
 def _bench() -> None:
     """Measure what was compiled."""
+
+
+app.command("paper")(paper.command)
 
 
 @app.command("llm")

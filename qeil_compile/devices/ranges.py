@@ -58,6 +58,15 @@ def vary(target: Target, device: str, field: str, value: float) -> Target:
     raise TargetError(f"target {target.name}: found no device {device!r}, expected one of {', '.join(known)}{hint}")
 
 
+def vary_all(target: Target, share: float) -> Target:
+    """The target with every uncertain coefficient moved at once: 0 is its value, -1 and 1 are the ends of its range."""
+    moved = target
+    for device, field, c in uncertain(target):
+        end = float((c.high if share > 0 else c.low) or 0.0)
+        moved = vary(moved, device, field, c.value + abs(share) * (end - c.value))
+    return moved
+
+
 def _wide(c: Coefficient) -> bool:
     return c.low is not None and c.high is not None and c.low < c.high
 

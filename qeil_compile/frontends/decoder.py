@@ -132,7 +132,7 @@ def trace_decoder(
         if isinstance(decoder, ExportedDecoder):
             phases[name] = _exported_phase(decoder, whole, title, *size)
         else:
-            phases[name] = _phase(decoder, whole, title, *size)
+            phases[name] = phase_graph(decoder, whole, title, *size)
     runs = {PROMPT: 1.0} | {step_phase(k): share * workload.tokens for k, share in workload.shares.items()}
     weight: Callable[[str], np.ndarray] | None = None
     if isinstance(decoder, ExportedDecoder):
@@ -142,10 +142,12 @@ def trace_decoder(
     return TracedDecoder(decoder, whole, workload, phases, runs, weight, time.perf_counter() - started)
 
 
-
-def _phase(decoder: Decoder, whole: DecoderGraph, name: str, rows: int, new: int, past: int) -> OpGraph:
+def phase_graph(
+    decoder: Decoder, whole: DecoderGraph, name: str, rows: int, new: int, past: int, scored: int = 1
+) -> OpGraph:
+    """`whole` for `rows` sequences of `new` tokens behind a cache of `past`; `scored` positions of each get logits."""
     joined = new + decoder.config.taps - 1
-    dims = {"batch": rows, "new": new, "past": past, "total": past + new, "rows": 1, "joined": joined}
+    dims = {"batch": rows, "new": new, "past": past, "total": past + new, "rows": scored, "joined": joined}
     return build_graph(bind(whole.model, dims), name)
 
 

@@ -14,7 +14,7 @@ from qeil_compile.runtime.session import Session
 _OWN, _TEXTS = 256, 4
 
 
-def own_text(session: Session, begin: int, seed: int = 0) -> list[list[int]]:
+def own_text(session: Session | ResilientSession, begin: int, seed: int = 0) -> list[list[int]]:
     """Texts drawn from the model at temperature 1: on these, the increase of the logarithm of the perplexity is the
     divergence of the other form from the model."""
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from qeil_compile.errors import InputError
 from . import baselines
 from .allocation import Arm, Caps, Eac, Looks, Price
 from .certificate import Cert, WeightedCert
-from .csvet import Curtail, Futile, Rule, Threshold
+from .csvet import Curtail, Futile, Rule, Threshold, csvet
 from .log import Recorded
 from .recorded import replayed
 from .reliability import Reliability, fit_reliability
@@ -42,12 +42,13 @@ RULES = {
     "weighted-cert": "CERT of ARDE's weighted votes, delta (default .05), and CURTAIL; learns",
     "eac": "EAC: look schedule by dynamic programme, tolerated loss against the full vote (default .003); learns",
     "eac-arde": "EAC over ARDE's weighted votes; learns",
+    "cascade": "eac-arde with CSVET: CERT, delta (default .05), and CURTAIL; learns",
     "risk": "RISK: threshold controlled at alpha (default .01), delta .1; learns and calibrates on other questions",
 }
 #: Estimated P(the leader is the full vote's winner) at which the rules of RISK's family stop, in their order.
 BARS = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84,
         0.8, 0.75, 0.7, 0.6, 0.5)  # fmt: skip
-_LEARNING = {"cges", "arde", "weighted-cert", "eac", "eac-arde", "risk"}
+_LEARNING = {"cges", "arde", "weighted-cert", "eac", "eac-arde", "cascade", "risk"}
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,18 @@ def _plain(name: str, value: float | None, k: int, settings: Settings) -> Select
     return Selector(looks(settings, k), rules, caps=settings.caps)
 
 
+def learned_selector(
+    name: str, history: Sequence[Recorded], samples: int, price: Price, labels: bool = False
+) -> Selector:  # fmt: skip
+    """A rule that learns, with its usual number, for questions that are not in `history`.
+
+    It learns from agreement with the full vote, or from marks with `labels`. Raises `InputError` for another rule.
+    """
+    if name not in _LEARNING:
+        raise InputError(f"rule {name}: does not learn, expected one of {', '.join(sorted(_LEARNING))}")
+    return _learned(name, None, samples, history, Settings(price=price, labels=labels))
+
+
 def _learned(
     name: str, value: float | None, k: int, history: Sequence[Recorded], settings: Settings
 ) -> Selector:  # fmt: skip
@@ -151,9 +164,11 @@ def _learned(
             cert = WeightedCert(0.05 if value is None else value)
             return Selector(looks(settings, k), [cert], weigh=reliability, caps=settings.caps)
         known = learned(history, settings, WeightedVotes(), reliability)
-    schedule = known.tune(settings.price.passes, 0.003 if value is None else value)[1]
+    tolerance = 0.003 if value is None or name == "cascade" else value
+    schedule = known.tune(settings.price.passes, tolerance)[1]
     arm = Arm(name, 0, settings.price, schedule)
-    return Selector(Eac([arm]), weigh=reliability, choose=schedule.view.choose, caps=settings.caps)
+    rules = csvet(0.05 if value is None else value, k) if name == "cascade" else ()
+    return Selector(Eac([arm]), rules, weigh=reliability, choose=schedule.view.choose, caps=settings.caps)
 
 
 def samples_of(history: Sequence[Recorded]) -> list[list[Sample]]:

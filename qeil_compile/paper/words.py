@@ -1,0 +1,93 @@
+"""What the figures say, in sentences made from them: goals, and where a saving comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qeil_compile.sampling import Interval
+
+from .plans import CASCADE, OBJECTIVES, PGSAM, STANDARD
+from .prices import STEPS
+from .run import GOALS, Paper, Share
+
+
+def percent(ratio: float) -> str:
+    """-12.3 % for 0.877."""
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def goal_rows(paper: Paper, target: str) -> list[list[str]]:
+    """Published figure beside ours, per plan: all tasks and the seven families."""
+    rows = []
+    of = {s.plan: s for s in paper.shares if s.target == target and not s.task}
+    for plan in (*PGSAM.values(), *CASCADE.values()):
+        s = of.get(plan)
+        if s is None:
+            continue
+        met = (s.energy.value <= GOALS["energy"], s.latency.value <= GOALS["latency"], s.ipw.value >= GOALS["ipw"])
+        rows.append([
+            plan, _change(s.energy), percent(GOALS["energy"]), _yes(met[0]), _change(s.latency),
+            percent(GOALS["latency"]), _yes(met[1]), f"{s.ipw.value:.2f} ({s.ipw.low:.2f} to {s.ipw.high:.2f})",
+            f"{GOALS['ipw']:.2f}", _yes(met[2]), str(s.instances),
+        ])  # fmt: skip
+    return rows
+
+
+GOAL_COLUMNS = ("plan", "energy [%]", "published [%]", "met", "latency [%]", "published  [%]", "met ",
+                "IPW over the standard's [1]", "published   [1]", "met  ", "instances [1]")  # fmt: skip
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "no"
+
+
+def _change(v: Interval) -> str:
+    return f"{percent(v.value)} ({percent(v.low)} to {percent(v.high)})"
+
+
+def reasons(paper: Paper, target: str) -> list[str]:
+    """Which part of the saving comes from where, in words."""
+    found = []
+    for o in OBJECTIVES:
+        steps = {name: s for name, s in paper.split if s.target == target and s.plan == PGSAM[o]}
+        parts = [f"{name} {percent(s.energy.value)} energy, {percent(s.latency.value)} latency" for name, s in (
+            steps.items())]  # fmt: skip
+        if parts:
+            found.append(f"{PGSAM[o]}: {'; '.join(parts)}")
+    found += _placement_reason(paper, target)
+    return found
+
+
+def _placement_reason(paper: Paper, target: str) -> list[str]:
+    """How far any placement could go: the bound on energy over what the standard takes."""
+    ratios = [
+        i.planned.front.lower_bounds["energy"] / float(i.mean.value(STEPS, i.planned.plans[STANDARD])[1])
+        for i in paper.instances
+        if i.target.name == target and not i.extra and STANDARD in i.planned.plans
+    ]  # fmt: skip
+    if not ratios:
+        return []
+    least, mean = min(ratios), sum(ratios) / len(ratios)
+    return [
+        f"no placement whatever can save more than {100 * (1 - mean):.1f} % of the standard's energy on average, "
+        f"{100 * (1 - least):.1f} % in the best instance: the cost model's proven lower bound for the same numbers and "
+        "the same samples"
+    ]
+
+
+def summary(paper: Paper, target: str) -> list[str]:
+    """The headline and its reasons."""
+    return [headline(paper, target), *reasons(paper, target)]
+
+
+def headline(paper: Paper, target: str) -> str:
+    """One sentence."""
+    of: Sequence[Share] = [s for s in paper.shares if s.target == target and not s.task and s.plan in CASCADE.values()]
+    if not of:
+        return f"{target}: no instance could be compared with the standard."
+    best = min(of, key=lambda s: s.energy.value)
+    return (
+        f"{target}: {best.plan} takes {percent(best.energy.value)} energy and {percent(best.latency.value)} latency of "
+        f"the standard, IPW x {best.ipw.value:.2f} at equal quality, mean of {best.instances} instances (published: "
+        f"{percent(GOALS['energy'])}, {percent(GOALS['latency'])}, x {GOALS['ipw']:.2f})."
+    )
