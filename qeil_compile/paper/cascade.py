@@ -46,10 +46,13 @@ class Log:
         self.questions, self.orders = questions, orders
         self.samples = max(map(len, questions))
         self._asked = lru_cache(maxsize=None)(self._ask)
+        self._drawn = lru_cache(maxsize=None)(self._compare)
 
     def drawn(self, rule: str, rho: float) -> Drawn:
         """A rule of `RULES` where each further sample adds the share `rho` of a pass."""
-        price = self.price(rho)
+        return self._drawn(rule, self.price(rho))
+
+    def _compare(self, rule: str, price: float) -> Drawn:
         mine, full = self._asked(RULES[rule], price), self._asked(RULES["fixed k for CSVET"], price)
         rounds = float(mine.rounds.mean())
         # A round is paid for as a whole, also where the verdict is in before all its samples have been counted.

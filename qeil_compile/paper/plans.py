@@ -61,7 +61,13 @@ def plan_all(job: Job, search: Search) -> Planned:
     plans[GREEDY] = _by_phase(front, places)
     plans |= {CASCADE[o]: plans[PGSAM[o]] for o in OBJECTIVES}
     goals = {PGSAM[o]: o for o in OBJECTIVES} | {CASCADE[o]: o for o in OBJECTIVES}
-    gaps = {n: front.gap(_point(front, plans[n], n), goals.get(n, "balanced")) for n in plans}
+    known: dict[tuple[str, bytes], float | None] = {}
+    gaps = {}
+    for n, plan in plans.items():
+        key = goals.get(n, "balanced"), plan.tobytes()
+        if key not in known:
+            known[key] = front.gap(_point(front, plan, n), key[0])
+        gaps[n] = known[key]
     return Planned(front, {n: plans[n] for n in MEANING if n in plans}, gaps)
 
 

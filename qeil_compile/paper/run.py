@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +27,8 @@ from .rows import PhaseState, Spent
 from .tasks import Task
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
+U = TypeVar("U")
 #: What is published for the same columns, as shares of the standard: energy, latency; and the gain of IPW.
 GOALS = {"energy": 1 - 0.756, "latency": 1 - 0.383, "ipw": 2.86}
 #: The target of the headline: the platform that the published results name, as real parts.
@@ -32,10 +38,9 @@ TARGETS = (PLATFORM, "lunar-lake-258v", "jetson-agx-orin", "rtx-4090-workstation
 
 @dataclass(frozen=True)
 class Settings:
-    """`quick`: one part of mean lengths per task, ablation and sensitivity on one task of the first target only.
-
-    `quantised` adds every family at 4 bits, for the split of the headline. `families` are titles or names of those to
-    look at, all by default.
+    """`quick`: one part of mean lengths per task, a shorter search, ablation and sensitivity on one task of the first
+    target only. `quantised` adds every family at 4 bits, for the split of the headline (not with `quick`). `families`
+    are titles or names of those to look at, all by default.
     """
 
     quick: bool = False
@@ -46,7 +51,7 @@ class Settings:
     @property
     def search(self) -> Search:
         """How long PGSAM searches."""
-        return Search(seed=self.seed)
+        return Search(seed=self.seed, epochs=12) if self.quick else Search(seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -173,17 +178,26 @@ def _plan_task(
     paper: Paper, model: Model, task: Task, targets: Sequence[Target], log: Log, extra: bool
 ) -> None:  # fmt: skip
     shapes = Shapes(model)
-    for target in targets:
+
+    def one(target: Target) -> tuple[Instance | None, list[Row]]:
         try:
             instance = _instance(paper, model, shapes, task, target, log, extra)
         except (CapacityError, TargetError, ThermalError) as error:
-            for plan in plans.MEANING:
-                paper.rows.append(
-                    Row(target.name, task.name, model.name, plan, "modelled", problem=str(error), extra=extra)
-                )
-            continue
-        paper.instances.append(instance)
-        paper.rows += _rows(instance)
+            return None, [
+                Row(target.name, task.name, model.name, plan, "modelled", problem=str(error), extra=extra)
+                for plan in plans.MEANING
+            ]
+        return instance, list(_rows(instance))
+
+    for instance, found in _at_once(one, targets):
+        paper.instances += [instance] if instance is not None else []
+        paper.rows += found
+
+
+def _at_once(call: Callable[[T], U], of: Sequence[T]) -> list[U]:
+    """`call` of each, in their order; the compiled search lets several run at once."""
+    with ThreadPoolExecutor(min(len(of), os.cpu_count() or 1) or 1) as pool:
+        return list(pool.map(call, of))
 
 
 def _instance(
@@ -212,11 +226,11 @@ def _rows(i: Instance) -> Iterator[Row]:
         spent = i.spent(plan)
         cascade = plan in CASCADE.values()
         d = i.drawn.get(plan)
-        count = d.rounds if d else 0.0 if cascade and i.task.options else 1.0
+        times = d.rounds if d else 0.0 if cascade and i.task.options else 1.0
         samples = d.samples if d else 0.0 if cascade and i.task.options else float(i.task.samples)
         yield Row(
             i.target.name, i.task.name, i.model.name, plan, i.mean.costs[STEPS].label, spent, known[key],
-            i.planned.gaps[plan], count, samples,
+            i.planned.gaps[plan], times, samples,
             "" if spent.feasible else "breaks a limit: memory, or the temperature of a device", i.extra,
         )  # fmt: skip
 
@@ -296,12 +310,16 @@ def _chosen(paper: Paper) -> list[Instance]:
 def _ablate(paper: Paper, progress: Progress) -> None:
     began, chosen = time.perf_counter(), _chosen(paper)
     found: dict[str, list[ablation.Ablated]] = {}
-    for k, i in enumerate(chosen):
-        progress("ablation", k, len(chosen))
-        found.setdefault(i.target.name, []).extend(
-            ablation.ablate(i.planned, i.mean, i.task, i.mean.part, Shapes(i.model), i.target, Conditions(),
-                            paper.settings.search)
-        )  # fmt: skip
+    done = count(1)
+
+    def one(i: Instance) -> list[ablation.Ablated]:
+        rows_ = ablation.ablate(i.planned, i.mean, i.task, i.mean.part, Shapes(i.model), i.target, Conditions(),
+                                paper.settings.search)  # fmt: skip
+        progress("ablation", next(done), len(chosen))
+        return rows_
+
+    for i, of in zip(chosen, _at_once(one, chosen), strict=True):
+        found.setdefault(i.target.name, []).extend(of)
     progress("ablation", len(chosen), len(chosen))
     paper.ablation = {target: ablation.worths(of, paper.settings.seed) for target, of in found.items()}
     paper.seconds["ablation"] = time.perf_counter() - began

@@ -11,6 +11,9 @@ import numpy as np
 
 from qeil_compile.errors import InputError
 
+#: Entries of a table of resamples.
+_AT_ONCE = 1_000_000
+
 
 class Interval(NamedTuple):
     """An estimate with its 95 % interval."""
@@ -70,7 +73,13 @@ def bootstrap(
         raise InputError("bootstrap: found no question, expected at least one")
     rng = np.random.default_rng(seed)
     of = statistic or (lambda v: float(v.mean()))
-    found = np.array([of(values[rng.integers(0, len(values), len(values))]) for _ in range(rounds)])
+    if statistic is None and values.ndim == 1:
+        # The mean of all resamples at once, as many as fit into some megabytes.
+        step = max(1, _AT_ONCE // len(values))
+        sizes = [min(step, rounds - k) for k in range(0, rounds, step)]
+        found = np.concatenate([values[rng.integers(0, len(values), (k, len(values)))].mean(axis=1) for k in sizes])
+    else:
+        found = np.array([of(values[rng.integers(0, len(values), len(values))]) for _ in range(rounds)])
     low, high = np.nanquantile(found, [0.025, 0.975])
     return Interval(float(of(values)), float(low), float(high))
 
