@@ -29,8 +29,9 @@ figcaption, caption { font-size: .88rem; color: #444; text-align: left; max-widt
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; }
 th { vertical-align: bottom; border-bottom: 1px solid #888; background: #fff; }
-.number { text-align: right; white-space: nowrap; }
-td { max-width: 26rem; overflow-wrap: anywhere; }
+.number { text-align: right; }
+td { max-width: 26rem; overflow-wrap: break-word; }
+td.number { white-space: nowrap; }
 .chosen td { font-weight: 600; background: #eef4fb; }
 .dominated td { color: #666; }
 @media print {
@@ -43,9 +44,11 @@ td { max-width: 26rem; overflow-wrap: anywhere; }
   figure svg { max-height: 235mm; }
   figcaption, caption, .dominated td { color: #000; }
   .scroll { overflow: visible; }
-  table { font-size: 7.5pt; max-width: 100%; }
-  th, td { padding-right: .4rem; }
-  .number, td { white-space: normal; overflow-wrap: anywhere; }
+  table { font-size: 7pt; width: 100%; }
+  th, td { padding-right: .5em; max-width: none; }
+  /* Paper does not scroll: words break before a column is lost. */
+  td, th { overflow-wrap: anywhere; min-width: 3.6em; }
+  td.number { white-space: normal; }
   thead { display: table-header-group; }
   tr { break-inside: avoid; }
   .chosen td { background: none; }
