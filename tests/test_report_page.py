@@ -207,6 +207,7 @@ def browse(page: Path, folder: Path, *more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine")
 @pytest.mark.parametrize("kind", ["model", "language model"])
 def test_the_page_in_a_browser(artifact: Path, stories: Path, tmp_path: Path, kind: str) -> None:

@@ -11,6 +11,9 @@ from .document import Document
 from .units import mj, ms
 from .view import view
 
+_TAKEN = ("phase", "candidate", "weights [bit]", "least [ms]", "runs [1]")
+_FORMS = ("weights [bit]", "perplexity [1]", "change [%]", "tokens [1]", "text")
+
 
 def decoder_document(compiled: CompiledDecoder) -> Document:
     """The report of a language model that was compiled or loaded; engines are not started."""
@@ -86,14 +89,12 @@ def _measured(document: Document, compiled: CompiledDecoder) -> None:
         document.heading("Measured")
         taken = sorted(compiled.timings, key=lambda t: (t.phase, t.seconds))
         rows = [(_phase(t.phase), t.candidate, t.bits, ms(t.seconds), t.runs) for t in taken]
-        columns = ("phase", "candidate", "weights [bit]", "least [ms]", "runs [1]")
-        document.table(columns, rows, None, "One run of a phase on the machine that compiled the artifact (measured).")
+        document.table(_TAKEN, rows, None, "One run of a phase on the machine that compiled the artifact (measured).")
     if compiled.quality:
         document.heading("Quality of the weights")
         whole = compiled.quality[0].perplexity
-        rows = [
+        forms = [
             (q.bits, f"{q.perplexity:.4f}", f"{q.perplexity / whole - 1:+.3%}" if whole else "", q.tokens, q.text)
             for q in compiled.quality
         ]  # fmt: skip
-        columns = ("weights [bit]", "perplexity [1]", "change [%]", "tokens [1]", "text")
-        document.table(columns, rows, None, "Perplexity of each form of the weights (measured).")
+        document.table(_FORMS, forms, None, "Perplexity of each form of the weights (measured).")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .placement import placement_map
-from .style import MARKERS, MOST_TIPS, colours, empty, legend_below, new_figure, printable, short, svg, tip
+from .style import MARKERS, MOST_TIPS, beside, colours, empty, legend_below, new_figure, printable, short, svg, tip
 from .timeline import timeline
 from .units import sane, scale, si
 from .view import LINKS, Energy, OpPoint, PhaseView, Roof
@@ -49,7 +49,7 @@ def roofline(phases: Sequence[PhaseView]) -> Figure:
     axes.grid(alpha=0.25, which="major")
     axes.tick_params(labelsize=8)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_size(9)
+        axis.label.set_fontsize(9)
     hues = colours(phases)
     used = {s.device for p in phases for s in p.plan.stages}
     lines = [_roof_line(axes, r, hues[r.device], r.device in used, (left, right)) for r in roofs]
@@ -68,7 +68,7 @@ def _placed(phases: Sequence[PhaseView]) -> list[tuple[int, OpPoint]]:
 
 def _distinct_roofs(phases: Sequence[PhaseView]) -> list[Roof]:
     """Each roof of each device once: engines of one device share it."""
-    found = {}
+    found: dict[tuple[str, str, str], Roof] = {}
     for r in (r for p in phases for r in p.roofs if sane(r.peak, r.bandwidth) and min(r.peak, r.bandwidth) >= 1):
         found.setdefault((r.device, f"{r.peak:.3g}", f"{r.bandwidth:.3g}"), r)
     return list(found.values())
@@ -175,7 +175,7 @@ def energy_bars(phases: Sequence[PhaseView]) -> Figure:
     rows = max((len(_shown(p)) for p in phases), default=0)
     if not rows:
         return empty(new_figure(8, 2), "the plan has no energies")
-    columns = min(len(phases), 2)
+    columns = beside(len(phases))
     lines = -(-len(phases) // columns)
     figure = new_figure(9.5, 0.75 + lines * (1.05 + 0.36 * rows))
     hues = colours(phases)

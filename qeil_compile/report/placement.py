@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from .style import MOST_TIPS, colours, empty, hatches, legend_below, new_figure, printable, short, tip
+from .style import MOST_TIPS, beside, colours, empty, hatches, legend_below, new_figure, printable, short, tip
 from .units import si
 from .view import OpPoint, PhaseView
 
@@ -21,6 +21,8 @@ _ROW, _MOST_HEIGHT = 0.2, 9.0
 _STRIP = 40
 #: Characters of a role.
 _ROLE = 36
+#: Maps of at most so many columns stand beside one another.
+_BESIDE = 14
 #: Rows and columns with a label each.
 _LABELS = 48
 
@@ -34,19 +36,22 @@ def placement_map(phases: Sequence[PhaseView]) -> Figure:
     drawn = [p for p in phases if p.points]
     if not drawn:
         return empty(new_figure(8, 2), "the plan has no cost table: compile the model again to see its operators")
-    maps = [_Map(p) if any(o.layer is not None for o in p.points) else _Strip(p) for p in drawn]
-    heights = [m.height for m in maps]
-    figure = new_figure(max(m.width for m in maps), sum(heights) + 0.5)
+    maps: list[_Map | _Strip] = [_Map(p) if any(o.layer is not None for o in p.points) else _Strip(p) for p in drawn]
+    columns = beside(len(maps)) if all(0 < len(m.roles) <= _BESIDE for m in maps) else 1
+    lines = [maps[k : k + columns] for k in range(0, len(maps), columns)]
+    for upper, lower in zip(maps, maps[columns:], strict=False):
+        # What stands right above the same columns needs no names of its own.
+        upper.named = upper.roles != lower.roles
+    heights = [max(m.height for m in line) for line in lines]
+    width = max(m.width for m in maps)
+    figure = new_figure(width, sum(heights) + 0.5)
+    grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
     hues, marks = colours(phases), hatches(phases)
-    for axes, one in zip(_stack(figure, heights), maps, strict=True):
-        one.draw(axes, hues, marks)
+    for k, one in enumerate(maps):
+        one.width = width / columns
+        one.draw(figure.add_subplot(grid[k // columns, k % columns]), hues, marks)
     legend_below(figure, _handles(phases, hues, marks), 4)
     return figure
-
-
-def _stack(figure: Figure, heights: Sequence[float]) -> list[Axes]:
-    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-    return [figure.add_subplot(grid[k]) for k in range(len(heights))]
 
 
 def _handles(phases: Sequence[PhaseView], hues: Mapping[str, str], marks: Mapping[str, str]) -> list[Any]:
@@ -92,8 +97,10 @@ def _draw(
     patches: dict[tuple[str, str], list[Any]] = {}
     for box in boxes:
         o = box.ops[0]
-        look = {"facecolor": hues[o.device], "edgecolor": "white", "linewidth": 0.5, "hatch": marks[o.placement]}
-        patch = Rectangle((box.left, box.top), box.width, 1, gid=tip(_words(phase, box.ops)) if few else None, **look)
+        patch = Rectangle(
+            (box.left, box.top), box.width, 1, facecolor=hues[o.device], edgecolor="white", linewidth=0.5,
+            hatch=marks[o.placement], gid=tip(_words(phase, box.ops)) if few else None,
+        )  # fmt: skip
         if few:
             axes.add_patch(patch)
         else:
@@ -136,9 +143,14 @@ class _Map:
         self.order = [*(["before"] if "before" in self.rows else []), *layers,
                       *(n for n in ("between", "after") if n in self.rows)]  # fmt: skip
         self.roles = _in_order(phase.points)
-        longest = max(len(short(r, _ROLE)) for r in self.roles)
-        self.height = 0.75 + min(_ROW * len(self.order), _MOST_HEIGHT) + 0.052 * longest
+        self.named = True
         self.width = min(max(9.5, 2.0 + 0.34 * len(self.roles)), 22.0)
+
+    @property
+    def height(self) -> float:
+        """Inches."""
+        longest = max(len(short(r, _ROLE)) for r in self.roles) if self.named else 0
+        return 0.5 + min(_ROW * len(self.order), _MOST_HEIGHT) + 0.052 * longest
 
     def draw(self, axes: Axes, hues: Mapping[str, str], marks: Mapping[str, str]) -> None:
         row = {n: k for k, n in enumerate(self.order)}
@@ -154,6 +166,9 @@ class _Map:
         shown = [n for k, n in enumerate(self.order) if not k % step or not n.isdigit()]
         axes.set_yticks([row[n] + 0.5 for n in shown], shown)
         axes.set_ylabel("layer", fontsize=8)
+        if not self.named:
+            axes.set_xticks([])
+            return
         every = -(-len(self.roles) // (2 * _LABELS))
         axes.set_xticks(
             [k + 0.5 for k in range(0, len(self.roles), every)], [short(r, _ROLE) for r in self.roles[::every]],
@@ -189,6 +204,8 @@ class _Strip:
         self.rows = -(-len(phase.points) // self.columns)
         self.height = 0.75 + 0.24 * self.rows
         self.width = 9.5
+        self.roles: list[str] = []
+        self.named = False
 
     def draw(self, axes: Axes, hues: Mapping[str, str], marks: Mapping[str, str]) -> None:
         points, columns = self.phase.points, self.columns

@@ -80,6 +80,11 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     return figure
 
 
+def beside(panels: int) -> int:
+    """How many of so many equal panels stand in a row, with few gaps at the end."""
+    return 3 if panels in (3, 5, 6) else min(panels, 2)
+
+
 def empty(figure: Figure, text: str) -> Figure:
     """The figure with a sentence in place of a drawing."""
     figure.text(0.5, 0.5, text, ha="center", va="center", color="0.35")

@@ -82,7 +82,7 @@ def _gantt(
             )
     axes.set(xlim=(0, whole * factor), ylim=(len(rows) - 0.5, -0.5), xlabel=f"time [{unit}]")
     axes.tick_params(labelsize=8)
-    axes.xaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
     axes.set_yticks(range(len(rows)), [short(r) for r in rows], parse_math=False)
     count = len(phase.plan.stages)
     title = f"{short(phase.name, 40)}: {count} stage{'s' * (count > 1)}, {si(whole, 's')} ({phase.label})"
