@@ -342,7 +342,8 @@ def test_a_document_as_a_page() -> None:
     assert len(links) == 2 and all(link and link.removeprefix("#") in page.ids for link in links)
     cells = [a.get("class") for t, a in page.tags if t == "td"]
     assert cells == ["long", "number", None, "number"]
-    assert text == document().html()
+    again = document()
+    assert text == again.html() == again.html()
 
 
 def test_a_document_as_markdown() -> None:

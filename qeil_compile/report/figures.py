@@ -102,7 +102,7 @@ def _roof_line(axes: Axes, roof: Roof, colour: str, used: bool, ends: tuple[floa
     text = f"{printable(roof.device)}: {rates}, ridge at {ridge:.3g} FLOP/B"
     (line,) = axes.plot(
         across, [min(roof.peak, roof.bandwidth * x) for x in across], color=colour, linewidth=1.8 if used else 1.0,
-        linestyle="-" if used else (0, (4, 3)), alpha=1.0 if used else 0.7, zorder=2,
+        linestyle="-" if used else (0, (4, 3)), alpha=1.0 if used else 0.7, zorder=2.0 if used else 1.5,
         label=f"{text}{'' if used else ' (not used)'}", gid=tip(text),
     )  # fmt: skip
     return line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qeil_compile.runtime import Explanation
 
@@ -45,6 +45,15 @@ def front(found: Explanation) -> Figure:
     return figure
 
 
+def _plain(axis: Any) -> None:
+    """Numbers in place of powers of ten, at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 class _Panel:
     """Some of the plans on axes of their own."""
 
@@ -56,8 +65,10 @@ class _Panel:
         """Axes and plans, with lower bounds, and with the names of the chosen and the nearest plan."""
         if self.across.logarithmic:
             self.axes.set_xscale("log")
+            _plain(self.axes.xaxis)
         if self.up.logarithmic:
             self.axes.set_yscale("log")
+            _plain(self.axes.yaxis)
         self.axes.set_xlabel(f"latency [{self.across.unit}]")
         self.axes.set_ylabel(f"energy [{self.up.unit}]")
         self.axes.grid(alpha=0.25, which="both")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Inches of a row, and the most of a map; thinner rows are drawn where there are more layers.
-_ROW, _MOST_HEIGHT = 0.2, 9.0
+_ROW, _MOST_HEIGHT = 0.2, 5.5
 #: Operators in a row of a strip.
 _STRIP = 40
 #: Characters of a role.
@@ -45,7 +45,7 @@ def placement_map(phases: Sequence[PhaseView]) -> Figure:
     heights = [max(m.height for m in line) for line in lines]
     width = max(m.width for m in maps)
     figure = new_figure(width, sum(heights) + 0.5)
-    grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
+    grid = figure.add_gridspec(len(lines), columns, height_ratios=[max(m.lines for m in line) for line in lines])
     hues, marks = colours(phases), hatches(phases)
     for k, one in enumerate(maps):
         one.width = width / columns
@@ -143,6 +143,7 @@ class _Map:
         self.order = [*(["before"] if "before" in self.rows else []), *layers,
                       *(n for n in ("between", "after") if n in self.rows)]  # fmt: skip
         self.roles = _in_order(phase.points)
+        self.lines = len(self.order)
         self.named = True
         self.width = min(max(9.5, 2.0 + 0.34 * len(self.roles)), 22.0)
 
@@ -201,18 +202,18 @@ class _Strip:
     def __init__(self, phase: PhaseView) -> None:
         self.phase = phase
         self.columns = max(_STRIP, -(-len(phase.points) // 60))
-        self.rows = -(-len(phase.points) // self.columns)
-        self.height = 0.75 + 0.24 * self.rows
+        self.lines = -(-len(phase.points) // self.columns)
+        self.height = 0.75 + 0.24 * self.lines
         self.width = 9.5
         self.roles: list[str] = []
         self.named = False
 
     def draw(self, axes: Axes, hues: Mapping[str, str], marks: Mapping[str, str]) -> None:
         points, columns = self.phase.points, self.columns
-        lines = [points[k * columns : (k + 1) * columns] for k in range(self.rows)]
+        lines = [points[k * columns : (k + 1) * columns] for k in range(self.lines)]
         _draw(axes, [b for k, ops in enumerate(lines) for b in _boxes(ops, 0, k, len(ops))], self.phase, hues, marks)
         wide = min(columns, len(points))
         title = f"{short(self.phase.name, 60)}: {len(points)} operators in order ({self.phase.label})"
-        _bare(axes, wide, self.rows, title)
+        _bare(axes, wide, self.lines, title)
         axes.set_xticks([])
-        axes.set_yticks([k + 0.5 for k in range(self.rows)], [str(k * self.columns) for k in range(self.rows)])
+        axes.set_yticks([k + 0.5 for k in range(self.lines)], [str(k * self.columns) for k in range(self.lines)])

@@ -131,9 +131,12 @@ def svg_file(figure: Figure, tips: Mapping[str, str] | None = None, prefix: str 
 
 
 def file_bytes(figure: Figure, form: str) -> bytes:
-    """The figure as matplotlib writes it ("png", "svg"). The same figure gives the same bytes."""
+    """The figure as matplotlib writes it ("png", "svg"). The same figure gives the same bytes, each time."""
     import matplotlib
 
+    # Laid out once: a second time would start from what the first one found, and end a hair's breadth elsewhere.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     # Text stays text, and neither identifiers nor dates differ between two runs.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qeil"}):
         buffer = io.BytesIO()
