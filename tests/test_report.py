@@ -20,7 +20,7 @@ from qeil_compile.passes.annotate import CostTable
 from qeil_compile.passes.energy import spill_joules
 from qeil_compile.passes.partition import Front, assign_plan, evaluate
 from qeil_compile.plan import Plan, Stage
-from qeil_compile.report import Document, PhaseView, view
+from qeil_compile.report import Document, PhaseView, figures, placement, view
 from qeil_compile.report.figures import energy_bars, placement_map, roofline, svg, timeline
 from qeil_compile.report.roles import Role, roles
 from qeil_compile.report.style import colours, hatches, svg_file
@@ -279,6 +279,17 @@ def test_thousands_of_stages_are_a_few_bars() -> None:
     assert sum(b.busy for b in bars) == pytest.approx(0.6)
     text = svg(timeline([view("one run", plan, {})]))
     assert len(text) < 2_000_000 and "6000 stages" in text
+
+
+def test_more_than_anyone_can_point_at_is_drawn_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = decoder_phases()
+    before = svg(roofline(phases)), svg(placement_map(phases))
+    monkeypatch.setattr(figures, "MOST_TIPS", 3)
+    monkeypatch.setattr(placement, "MOST_TIPS", 3)
+    after = svg(roofline(phases)), svg(placement_map(phases))
+    assert before[0].count("<use") == after[0].count("<use")
+    assert "<title>" not in after[1] and after[0].count("<title>") < 10 < before[0].count("<title>")
+    assert len(after[1]) < len(before[1])
 
 
 @pytest.mark.parametrize("make", FIGURES, ids=lambda f: f.__name__)
