@@ -17,6 +17,7 @@ from qeil_compile.ir import GroupGraph
 from qeil_compile.passes.conditions import Conditions
 from qeil_compile.passes.energy import DeviceEnergy, dynamic_joules
 from qeil_compile.passes.memory import Storage, storages
+from qeil_compile.passes.thermal import ceiling
 from qeil_compile.plan import Label
 
 
@@ -169,7 +170,8 @@ class CostTable:
         return f"{self.dasi[g, p]:.3f}/{self.beta[g, p]:.3f} {self.seconds[g, p] * 1e3:.4f}"
 
     def to_json(self) -> dict[str, Any]:
-        """Stable JSON form; times and energies of unsupported pairs are -1."""
+        """Stable JSON form; times and energies of unsupported pairs are -1. `ceiling` is the temperature [C] that each
+        placement's device must stay below, None where the profile has no thermal data."""
 
         def supported(values: np.ndarray) -> list[list[float]]:
             return np.where(self.supported, values, -1.0).tolist()
@@ -183,8 +185,12 @@ class CostTable:
             "working_power": self.working_power.tolist(),
             "temperature": [s.temperature for s in self.states],
             "sustained": [s.sustained for s in self.states],
+            "ceiling": [
+                ceiling(p.profile, self.conditions) if p.profile.thermal is not None else None for p in self.placements
+            ],
             "boundary": self._boundaries.tolist(),
             "groups": [[self.groups.graph.ops[i].name for i in g.ops] for g in self.groups.groups],
+            "types": [[self.groups.graph.ops[i].type for i in g.ops] for g in self.groups.groups],
             "flops": self.flops.tolist(),
             "nbytes": self.nbytes.tolist(),
             "seconds": supported(self.seconds),

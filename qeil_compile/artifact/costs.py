@@ -1,4 +1,5 @@
-"""The cost table of an artifact: the form that explanations rely on, checked before anyone looks numbers up in it."""
+"""The cost table of an artifact: the form that explanations and reports rely on, checked before anyone looks numbers
+up in it."""
 
 from __future__ import annotations
 
@@ -9,13 +10,13 @@ from qeil_compile.ir import OpGraph, strings
 from qeil_compile.plan import Plan
 
 #: Tables float [groups, placements].
-_TABLES = ("seconds", "joules", "dasi", "beta", "phi")
+_TABLES = ("flops", "nbytes", "seconds", "joules", "dasi", "beta", "dasi_eff", "beta_eff", "phi")
 
 
-def check_costs(costs: Mapping[str, Any], graph: OpGraph, plan: Plan) -> None:
-    """Raise `TypeError`, `ValueError` or `LookupError` for a table that does not fit its graph and plan.
+def check_costs(costs: Mapping[str, Any], plan: Plan) -> None:
+    """Raise `TypeError`, `ValueError` or `LookupError` for a table that does not fit its plan.
 
-    An empty one fits: a plan made by hand has no prices.
+    An empty one fits: a plan made by hand has no prices. Types and ceilings came later: a table may lack them.
     """
     if not costs:
         return
@@ -29,8 +30,16 @@ def check_costs(costs: Mapping[str, Any], graph: OpGraph, plan: Plan) -> None:
         raise TypeError("costs have no list of groups")
     staged = {o for s in plan.stages for o in s.ops}
     for names in groups:
-        if not strings(names) or not all(name in graph.index and name in staged for name in names):
-            raise ValueError(f"group {names!r:.60} has operators that graph or plan do not have")
+        if not strings(names) or not all(name in staged for name in names):
+            raise ValueError(f"group {names!r:.60} has operators that the plan does not have")
+    types = _list(costs.get("types", [["?"] * len(names) for names in groups]))
+    if [len(strings(t)) for t in types] != [len(names) for names in groups]:
+        raise ValueError("costs have types of other operators than those of the groups")
+    for limit in _list(costs.get("ceiling", [None] * n)):
+        if limit is not None and type(limit) not in (int, float):
+            raise TypeError(f"ceiling {limit!r:.60} is no temperature")
+    if len(costs.get("ceiling", placements)) != n:
+        raise ValueError(f"costs of {n} placements have another number of ceilings")
     for name in _TABLES:
         _table(name, costs[name], len(groups), n)
     for entry in _list(costs["unsupported"]):
@@ -71,3 +80,11 @@ def _table(name: str, rows: Any, height: int, width: int) -> None:
     for row in rows:
         _numbers(name, row, width)
 
+
+def rounded(value: Any) -> Any:
+    """The value with all of its floats in nine significant digits: a table of a large model has a hundred thousand."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, Mapping):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,7 +1,7 @@
 """Decoders as artifacts: a plan and units per phase, weights of each form once, the tokenizer's files.
 
-The layout is that of a model (`read.py`, `folder.py`) with `kind` "decoder": `plans/` has one plan per phase,
-`tokenizer/` the checkpoint's files, and `golden/` what the unpartitioned decoder answers to one prompt.
+The layout is that of a model (`read.py`, `folder.py`) with `kind` "decoder": `plans/` has one plan per phase, `costs/`
+its cost table, `tokenizer/` the checkpoint's files, and `golden/` what the unpartitioned decoder answers to one prompt.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from qeil_compile.ir import mapping, strings, text
 from qeil_compile.models.decoder import DecoderFacts
 from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
+from qeil_compile.untrusted import parse_json
 
 from .contents import Sizes
+from .costs import check_costs, rounded
 from .folder import ArtifactFolder
 from .read import Tensors, check_wiring, kind_of, read_manifest, read_plan, read_units, refused_fields
 from .store import Store, atomic_folder, open_store, verify_files
@@ -37,11 +39,13 @@ _TIMING = {"candidate": (str,), "bits": (int,), "phase": (str,), "seconds": _NUM
 
 @dataclass(frozen=True)
 class PhaseUnits:
-    """One phase: its plan, its units in order, and the bits of their matrices."""
+    """One phase: its plan, its units in order, the bits of their matrices, and the cost table that the plan was made
+    from (`CostTable.to_json()`), empty where there is none: of spare plans, and in artifacts of earlier versions."""
 
     plan: Plan
     units: Sequence[LoweredUnit]
     bits: int
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ def _write(folder: ArtifactFolder, contents: DecoderContents) -> Sizes:
         plan = f"plans/{k}.json"
         folder.json(plan, phase.plan.to_json())
         phases[name] = {"plan": plan, "bits": phase.bits, "units": units_of(phase)}
+        if phase.costs:
+            costs = phases[name]["costs"] = f"costs/{k}.json"
+            folder.json(costs, rounded(phase.costs))
     before = sum(int(f["size"]) for f in folder.files.values())
     spares = [{n: {"bits": p.bits, "units": units_of(p)} for n, p in spare.items()} for spare in contents.spares]
     growth = sum(int(f["size"]) for f in folder.files.values()) - before
@@ -162,7 +169,9 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> DecoderContents:
             raise ArtifactError(f"{store.path}: phase {name} has weights of {bits!r} bits, expected one of {_FORMS}")
         units = read_units(store, phase["units"], plan, files, tensors, arrays.setdefault(bits, {}))
         _check_phase(store, units, plan, states)
-        phases[name] = PhaseUnits(plan, units, bits)
+        costs = mapping(parse_json(files[phase["costs"]], "infinite")) if "costs" in phase else {}
+        check_costs(costs, plan)
+        phases[name] = PhaseUnits(plan, units, bits, costs)
     expected = [PROMPT, *(step_phase(rows) for rows in workload.shares)]
     if list(phases) != expected:
         raise ArtifactError(f"{store.path}: phases are {', '.join(phases)}, expected {', '.join(expected)}; refused")

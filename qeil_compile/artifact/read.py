@@ -98,7 +98,7 @@ def _contents(store: Store, manifest: Mapping[str, Any]) -> Contents:
     costs = mapping(parse_json(files["costs.json"], "infinite"))
     for p in (plan, *plan.spares):
         check_places(graph, p)
-    check_costs(costs, graph, plan)
+    check_costs(costs, plan)
     _check_golden(store, golden, graph)
     contents = Contents(
         graph, plan, units, weights.__getitem__,

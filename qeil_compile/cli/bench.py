@@ -10,9 +10,10 @@ import typer
 
 from qeil_compile import language
 from qeil_compile.errors import InputError
+from qeil_compile.report.units import ms
 
 from . import arguments, decoder, paper
-from .console import ms, print_json, progress, say, table
+from .console import print_json, progress, say, table
 
 app = typer.Typer(help="Measure what was compiled.", no_args_is_help=True)
 

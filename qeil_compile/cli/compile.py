@@ -14,10 +14,11 @@ from qeil_compile import api, language
 from qeil_compile.errors import InputError
 from qeil_compile.ir import Workload
 from qeil_compile.plan import Plan
+from qeil_compile.report import tables
+from qeil_compile.report.units import mj, ms
 
 from . import arguments, decoder
-from .console import TIMING_COLUMNS, mj, ms, print_json, progress, say, table, timing_rows
-from .explain import failovers
+from .console import print_json, progress, say, table
 
 
 def command(
@@ -182,8 +183,9 @@ def show(compiled: api.Compiled) -> None:
     title = f"{plan.model} on {plan.target}: {plan.strategy} ({plan.label})"
     table(title, ("stage", "placement", "device", "operators [1]", "time [ms]", "entry [ms]", "energy [mJ]"), rows)
     say(objectives(plan))
-    table("one run (measured)", TIMING_COLUMNS, timing_rows({n: asdict(t) for n, t in compiled.timings.items()}))
-    failovers(compiled.explain())
+    found = compiled.explain()
+    table("one run (measured)", tables.TIMING, tables.timings(found.timings))
+    table(f"failover plans ({found.label})", tables.FAILOVER, tables.failovers(found))
     for placement, reason in emulated.items():
         say(f"emulated: {placement} is not on this machine, another device stands in ({reason})")
     for note in plan.notes:

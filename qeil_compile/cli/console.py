@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,21 +76,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     out().print(drawn)
 
 
-def ms(seconds: float) -> str:
-    """Milliseconds."""
-    return f"{seconds * 1e3:.4f}"
-
-
-def mj(joules: float) -> str:
-    """Millijoules."""
-    return f"{joules * 1e3:.4f}"
-
-
-def us(seconds: float) -> str:
-    """Microseconds."""
-    return f"{seconds * 1e6:.2f}"
-
-
 @contextlib.contextmanager
 def progress() -> Iterator[Step]:
     """A callback that draws one bar per step on standard error; silent without a terminal or with --quiet."""
@@ -105,11 +90,3 @@ def progress() -> Iterator[Step]:
             bars.update(tasks[name], completed=done, total=total)
 
         yield step
-
-
-def timing_rows(timings: Mapping[str, Any]) -> list[list[str]]:
-    """Name, median, 10 % and 90 % quantile, runs."""
-    return [[n, ms(t["median"]), ms(t["low"]), ms(t["high"]), str(t["runs"])] for n, t in timings.items()]
-
-
-TIMING_COLUMNS = ("plan", "median [ms]", "10 % [ms]", "90 % [ms]", "runs [1]")

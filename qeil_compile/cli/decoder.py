@@ -13,8 +13,10 @@ from typing import Any
 from qeil_compile import api, language
 from qeil_compile.errors import FailoverError, InputError
 from qeil_compile.plan import device_text
+from qeil_compile.report.units import mj, ms
 
-from .console import Step, mj, ms, print_json, printable, progress, remark, say, table
+from . import arguments
+from .console import Step, print_json, printable, progress, remark, say, table
 from .watched import Watched
 
 
@@ -195,9 +197,13 @@ def verify(artifact: Path) -> None:
     say(f"verified: logits agree with the unpartitioned model to {off:.1e} of their spread{stood_in}")
 
 
-def explain(artifact: Path, as_json: bool) -> None:
-    """The report of the compilation, and the devices under each phase."""
+def explain(artifact: Path, as_json: bool, html: Path | None) -> None:
+    """The report of the compilation, and the devices under each phase; with figures as the page `html`."""
     compiled = language.load_decoder(artifact).compiled
+    if html is not None:
+        from qeil_compile.report.decoder import decoder_document
+
+        arguments.write_text(html, decoder_document(compiled).html())
     if as_json:
         print_json(report(compiled))
         return
@@ -205,6 +211,8 @@ def explain(artifact: Path, as_json: bool) -> None:
     rows = [[n, d.device, device_text(d)] for n, p in compiled.phases.items() for d in p.plan.devices]
     label = compiled.phases[language.PROMPT].plan.label
     table(f"devices under each phase, run over and over ({label})", ("phase", "device", "state"), rows)
+    if html is not None:
+        say(f"wrote {html}")
 
 
 def _write(text: str) -> None:

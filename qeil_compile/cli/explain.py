@@ -9,12 +9,12 @@ import typer
 
 from qeil_compile import api, language
 from qeil_compile.errors import InputError, OutputError
+from qeil_compile.report import tables
+from qeil_compile.report.points import points_of
+from qeil_compile.report.units import mj, ms
 
 from . import arguments, decoder
-from .console import TIMING_COLUMNS, mj, ms, out, print_json, say, table, timing_rows, us
-from .front_figure import draw
-from .front_page import page
-from .points import points_of
+from .console import out, print_json, say, table
 from .scatter import scatter
 
 #: Width of the plot in the terminal, where there is room for it [columns].
@@ -26,24 +26,32 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     operators: Annotated[bool, typer.Option("--operators", help="Every operator on every placement.")] = False,
     stage: Annotated[int | None, typer.Option(min=0, help="Only this stage, with its operators.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png|.svg|.html", help="Write the front as a picture or a page.")
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a report with figures, a page that loads nothing.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing file of --plot.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png|.svg", help="Write the front as a picture.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing files of --html and --plot.")] = False,
 ) -> None:
     """Say which operator goes where, why not elsewhere, what each boundary costs, and what would change the choice."""
+    if html is not None:
+        arguments.check_file(html, ".html", overwrite)
     if language.is_decoder_artifact(artifact):
         if plot is not None or stage is not None or operators:
             raise InputError(f"{artifact}: holds a language model, for which there is no --plot, --stage, --operators")
-        decoder.explain(artifact, as_json)
+        decoder.explain(artifact, as_json, html)
         return
     if plot is not None:
         _check_plot(plot, overwrite)
-    found = api.load(artifact).explain()
+    compiled = api.load(artifact)
+    found = compiled.explain()
     if stage is not None and stage >= len(found.stages):
         raise InputError(f"--stage {stage}: the plan has stages 0 to {len(found.stages) - 1}")
     if plot is not None:
         _write_plot(found, plot)
+    if html is not None:
+        from qeil_compile.report.model import model_document
+
+        arguments.write_text(html, model_document(compiled).html())
     if as_json:
         print_json(found.to_json())
         return
@@ -58,21 +66,25 @@ def command(
         _whole(found)
         if not operators:
             say("--operators shows each operator on each placement, and why it is not elsewhere")
-    if plot is not None:
-        say(f"wrote {plot}")
+    for path in (plot, html):
+        if path is not None:
+            say(f"wrote {path}")
 
 
 def _check_plot(path: Path, overwrite: bool) -> None:
-    if path.suffix not in (".png", ".svg", ".html"):
-        raise OutputError(f"{path}: expected a name that ends in .png, .svg or .html")
+    if path.suffix == ".html":
+        raise OutputError(f"{path}: --plot draws the front as .png or .svg; a page is written with --html {path}")
+    if path.suffix not in (".png", ".svg"):
+        raise OutputError(f"{path}: expected a name that ends in .png or .svg")
     arguments.check_file(path, path.suffix, overwrite)
 
 
 def _write_plot(found: api.Explanation, path: Path) -> None:
-    if path.suffix == ".html":
-        arguments.write_text(path, page(found))
-    else:
-        arguments.write_bytes(path, draw(found, "png" if path.suffix == ".png" else "svg"))
+    from qeil_compile.report.front import front
+    from qeil_compile.report.style import file_bytes, svg_file
+
+    figure = front(found)
+    arguments.write_bytes(path, file_bytes(figure, "png") if path.suffix == ".png" else svg_file(figure))
 
 
 def _stages(found: api.Explanation, only: int | None) -> None:
@@ -97,14 +109,7 @@ def _devices(found: api.Explanation) -> None:
 
 
 def _boundaries(found: api.Explanation, only: int | None) -> None:
-    rows = [
-        [f"{b.source} -> {b.target}" if b.source >= 0 else f"start -> {b.target}", " -> ".join(b.placements),
-         ", ".join(t.tensor for t in b.tensors), b.nbytes, us(b.handover_seconds),
-         us(b.seconds - b.handover_seconds), f"{b.joules * 1e6:.2f}"]
-        for b in found.boundaries if only in (None, b.target)
-    ]  # fmt: skip
-    columns = ("boundary", "placements", "tensors", "size [B]", "hand-over [us]", "transfer [us]", "energy [uJ]")
-    table(f"boundaries ({found.label})", columns, rows)
+    table(f"boundaries ({found.label})", tables.BOUNDARY, tables.boundaries(found, only))
 
 
 def _operators(found: api.Explanation, only: int | None) -> None:
@@ -133,29 +138,11 @@ def _choice(found: api.Explanation) -> None:
         say(f"  {line}")
 
 
-def failovers(found: api.Explanation) -> None:
-    """What takes over when something that the plan uses is lost."""
-    rows = [
-        [" = ".join(f.lost), f.strategy or "none", ", ".join(f.placements), f.stages or "",
-         "" if f.latency is None else ms(f.latency), "" if f.energy is None else mj(f.energy),
-         "; ".join((*([f.reason] if f.reason else []), *f.notes))]
-        for f in found.failovers
-    ]  # fmt: skip
-    columns = ("lost", "plan", "placements", "stages [1]", "latency [ms]", "energy [mJ]", "why not, what is given up")
-    table(f"failover plans ({found.label})", columns, rows)
-
-
 def _whole(found: api.Explanation) -> None:
-    rows = [
-        [a.strategy, a.stages, ms(a.objectives.latency), mj(a.objectives.energy),
-         f"{a.objectives.under_utilisation:.3f}", "yes" if a.on_front else "", "yes" if a.chosen else ""]
-        for a in found.alternatives
-    ]  # fmt: skip
-    columns = ("strategy", "stages [1]", "latency [ms]", "energy [mJ]", "under-utilisation [1]", "on front", "chosen")
-    table(f"alternatives considered ({found.label})", columns, rows)
+    table(f"alternatives considered ({found.label})", tables.ALTERNATIVE, tables.alternatives(found))
     _choice(found)
-    failovers(found)
-    table("one run (measured)", TIMING_COLUMNS, timing_rows(found.timings))
+    table(f"failover plans ({found.label})", tables.FAILOVER, tables.failovers(found))
+    table("one run (measured)", tables.TIMING, tables.timings(found.timings))
     for u in found.unknown:
         say(f"unknown cost: {u.count} x {u.type}, {u.share_of_bytes:.1%} of all bytes ({found.label})")
     for pattern, placement in found.pins.items():

@@ -11,10 +11,11 @@ import typer
 
 from qeil_compile import api, language
 from qeil_compile.errors import InputError
+from qeil_compile.report.units import ms
 from qeil_compile.runtime import ResilientModel
 
 from . import arguments, decoder
-from .console import ms, print_json, progress, say, table
+from .console import print_json, progress, say, table
 from .watched import Canary, Isolate, LogFile, Monitor, StageSeconds, TraceFile, Watched, watched
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, floor, log10
 
-from .points import KINDS, Axis, Kind, Point, axis, close_up
+from qeil_compile.report.points import KINDS, Axis, Kind, Point, axis, close_up
 
 _MARKS: dict[Kind, str] = {"dominated": ".", "front": "o", "nearest": "x", "chosen": "@"}
 #: At the border: further up, and further to the right.

@@ -128,6 +128,7 @@ class _Compiler:
             compiled = self._fastest(compiled, options)
         elif len(forms) > 1:
             compiled = self._cheapest(compiled, options, planned)
+        compiled = replace(compiled, phases=self._with_costs(compiled.phases, planned))
         if self.settings.failover:
             compiled = self._timed("failover plans", lambda: self._with_spares(compiled, traced, planned))
         compiled.golden = self._timed("golden", lambda: self._golden(compiled, traced, planned))
@@ -135,6 +136,14 @@ class _Compiler:
             self._timed("verify", compiled.verify)
         compiled.notes, compiled.seconds = tuple(self.notes), self.seconds
         return compiled
+
+    @staticmethod
+    def _with_costs(
+        phases: Mapping[str, PhaseUnits], planned: Mapping[int, PlannedDecoder]
+    ) -> dict[str, PhaseUnits]:
+        """Each phase with the table that its form of the weights was priced by."""
+        tables = {(bits, p.name): p.costs for bits, plan in planned.items() for p in plan.front.phases}
+        return {n: replace(p, costs=tables[p.bits, n].to_json()) for n, p in phases.items()}
 
     def _with_spares(
         self, compiled: CompiledDecoder, traced: Mapping[int, TracedDecoder], planned: Mapping[int, PlannedDecoder]

@@ -12,7 +12,8 @@ from qeil_compile.frontends.decoder import PROMPT
 from qeil_compile.passes.partition.front import Front
 from qeil_compile.passes.partition.stages import evaluate
 from qeil_compile.report import PhaseView, view
-from qeil_compile.report.style import legend_below, new_figure, short, si, tip
+from qeil_compile.report.style import legend_below, new_figure, short, tip
+from qeil_compile.report.units import si
 
 from .ablation import PARTS, Worth
 from .plans import CASCADE, MEANING, PGSAM

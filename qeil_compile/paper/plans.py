@@ -61,13 +61,13 @@ def plan_all(job: Job, search: Search) -> Planned:
     plans[GREEDY] = _by_phase(front, places)
     plans |= {CASCADE[o]: plans[PGSAM[o]] for o in OBJECTIVES}
     goals = {PGSAM[o]: o for o in OBJECTIVES} | {CASCADE[o]: o for o in OBJECTIVES}
-    known: dict[tuple[str, bytes], float | None] = {}
+    proven: dict[tuple[str, bytes], float | None] = {}
     gaps = {}
-    for n, plan in plans.items():
-        key = goals.get(n, "balanced"), plan.tobytes()
-        if key not in known:
-            known[key] = front.gap(_point(front, plan, n), key[0])
-        gaps[n] = known[key]
+    for n, chosen in plans.items():
+        key = goals.get(n, "balanced"), chosen.tobytes()
+        if key not in proven:
+            proven[key] = front.gap(_point(front, chosen, n), key[0])
+        gaps[n] = proven[key]
     return Planned(front, {n: plans[n] for n in MEANING if n in plans}, gaps)
 
 

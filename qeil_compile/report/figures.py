@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from .placement import placement_map
-from .style import MARKERS, colours, empty, legend_below, new_figure, printable, scale, short, si, svg, tip
+from .style import MARKERS, MOST_TIPS, beside, colours, empty, legend_below, new_figure, printable, short, svg, tip
 from .timeline import timeline
-from .view import OpPoint, PhaseView, Roof
+from .units import sane, scale, si
+from .view import LINKS, Energy, OpPoint, PhaseView, Roof
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,8 @@ __all__ = ["energy_bars", "placement_map", "roofline", "svg", "timeline"]
 
 #: Names of operators in one tooltip.
 _NAMED = 4
-#: More different places than this are drawn as one, without tooltips: a page of a hundred megabytes helps nobody.
-_MOST_TIPS = 4000
+#: No operator takes less [s].
+_INSTANT = 1e-15
 #: Room around the points and roofs of a roofline: a factor on each side.
 _ROOM = 2.0
 
@@ -36,7 +36,7 @@ def roofline(phases: Sequence[PhaseView]) -> Figure:
     Colour is the device, the marker the phase. An operator without arithmetic has no intensity: it stands, hollow, at
     the left edge, as high as its share of the bandwidth would carry it there.
     """
-    figure = new_figure(9.5, 6.2)
+    figure = new_figure(9.5, 5.8)
     placed = _placed(phases)
     roofs = _distinct_roofs(phases)
     if not placed or not roofs:
@@ -47,6 +47,9 @@ def roofline(phases: Sequence[PhaseView]) -> Figure:
              xlabel="arithmetic intensity [FLOP/B]", ylabel="attained [FLOP/s]")  # fmt: skip
     _engineering(axes)
     axes.grid(alpha=0.25, which="major")
+    axes.tick_params(labelsize=8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_fontsize(9)
     hues = colours(phases)
     used = {s.device for p in phases for s in p.plan.stages}
     lines = [_roof_line(axes, r, hues[r.device], r.device in used, (left, right)) for r in roofs]
@@ -59,14 +62,14 @@ def _placed(phases: Sequence[PhaseView]) -> list[tuple[int, OpPoint]]:
     """Operators that have a place, with the number of their phase."""
     return [
         (k, o) for k, p in enumerate(phases) for o in p.points
-        if isfinite(o.seconds + o.flops + o.nbytes) and o.seconds > 0 and (o.flops > 0 or o.nbytes > 0)
+        if sane(o.seconds, o.flops, o.nbytes) and o.seconds > _INSTANT and max(o.flops, o.nbytes) >= 1
     ]  # fmt: skip
 
 
 def _distinct_roofs(phases: Sequence[PhaseView]) -> list[Roof]:
     """Each roof of each device once: engines of one device share it."""
-    found = {}
-    for r in (r for p in phases for r in p.roofs if r.peak > 0 and r.bandwidth > 0):
+    found: dict[tuple[str, str, str], Roof] = {}
+    for r in (r for p in phases for r in p.roofs if sane(r.peak, r.bandwidth) and min(r.peak, r.bandwidth) >= 1):
         found.setdefault((r.device, f"{r.peak:.3g}", f"{r.bandwidth:.3g}"), r)
     return list(found.values())
 
@@ -99,7 +102,7 @@ def _roof_line(axes: Axes, roof: Roof, colour: str, used: bool, ends: tuple[floa
     text = f"{printable(roof.device)}: {rates}, ridge at {ridge:.3g} FLOP/B"
     (line,) = axes.plot(
         across, [min(roof.peak, roof.bandwidth * x) for x in across], color=colour, linewidth=1.8 if used else 1.0,
-        linestyle="-" if used else (0, (4, 3)), alpha=1.0 if used else 0.7, zorder=2,
+        linestyle="-" if used else (0, (4, 3)), alpha=1.0 if used else 0.7, zorder=2.0 if used else 1.5,
         label=f"{text}{'' if used else ' (not used)'}", gid=tip(text),
     )  # fmt: skip
     return line
@@ -115,7 +118,7 @@ def _scatter(
         x = o.flops / o.nbytes if o.flops > 0 and o.nbytes > 0 else right / 1.1 if o.flops > 0 else left * 1.1
         y = (o.flops if o.flops > 0 else x * o.nbytes) / o.seconds
         spots[k, o.device, o.flops > 0, float(f"{x:.4g}"), float(f"{y:.4g}")].append(o)
-    if len(spots) > _MOST_TIPS:
+    if len(spots) > MOST_TIPS:
         merged: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
         for (k, device, solid, x, y), ops in spots.items():
             merged[k, device, solid] += [(x, y)] * len(ops)
@@ -157,9 +160,11 @@ def _phase_handles(phases: Sequence[PhaseView], placed: Sequence[tuple[int, OpPo
         return Line2D([], [], linestyle="none", color="0.3", markersize=6, marker=marker, label=label, **more)
 
     count = Counter(k for k, _ in placed)
-    found = [
-        handle(MARKERS[k % len(MARKERS)], f"{short(p.name, 40)}: {count[k]} operators") for k, p in enumerate(phases)
-    ]
+    found = []
+    for k, p in enumerate(phases):
+        # Groups that do nothing at all, views of tensors for instance, have no place.
+        idle = f" ({len(p.points) - count[k]} more do no work)" if count[k] < len(p.points) else ""
+        found.append(handle(MARKERS[k % len(MARKERS)], f"{short(p.name, 40)}: {count[k]} operators{idle}"))
     if any(not o.flops for _, o in placed):
         found.append(handle("o", "hollow: no arithmetic, at the left edge", markerfacecolor="white"))
     return found
@@ -167,12 +172,12 @@ def _phase_handles(phases: Sequence[PhaseView], placed: Sequence[tuple[int, OpPo
 
 def energy_bars(phases: Sequence[PhaseView]) -> Figure:
     """Energy of one run of each phase by device: dynamic, constant and idle, stacked; and that of all transfers."""
-    rows = max((len(p.energy) for p in phases), default=0)
+    rows = max((len(_shown(p)) for p in phases), default=0)
     if not rows:
         return empty(new_figure(8, 2), "the plan has no energies")
-    columns = min(len(phases), 2)
+    columns = beside(len(phases))
     lines = -(-len(phases) // columns)
-    figure = new_figure(5.0 * columns if columns > 1 else 7.0, 0.75 + lines * (1.05 + 0.36 * rows))
+    figure = new_figure(9.5, 0.75 + lines * (1.05 + 0.36 * rows))
     hues = colours(phases)
     for k, phase in enumerate(phases):
         _bars(figure.add_subplot(lines, columns, k + 1), phase, hues)
@@ -191,6 +196,11 @@ _PARTS = {
 }
 
 
+def _shown(phase: PhaseView) -> list[Energy]:
+    """Without links that cost nothing, as those within one memory."""
+    return [e for e in phase.energy if e.device != LINKS or e.joules]
+
+
 def _fill(colour: str, strength: float) -> dict[str, Any]:
     if not strength:
         return {"facecolor": "white", "edgecolor": colour, "hatch": "////", "linewidth": 0.8}
@@ -198,10 +208,11 @@ def _fill(colour: str, strength: float) -> dict[str, Any]:
 
 
 def _bars(axes: Axes, phase: PhaseView, hues: dict[str, str]) -> None:
-    totals = [e.joules for e in phase.energy if isfinite(e.joules)]
+    shown = _shown(phase)
+    totals = [e.joules for e in shown if sane(e.joules)]
     factor, unit = scale(max(totals, default=1.0) or 1.0, "J")
-    for row, e in enumerate(phase.energy):
-        if not isfinite(e.joules):
+    for row, e in enumerate(shown):
+        if not sane(e.joules):
             continue
         at = 0.0
         for name, (_, strength) in _PARTS.items():
@@ -212,10 +223,11 @@ def _bars(axes: Axes, phase: PhaseView, hues: dict[str, str]) -> None:
                 bar.set_gid(tip(words))
             at += part * factor
         axes.annotate(si(e.joules, "J"), (at, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(phase.energy)), [short(e.device) for e in phase.energy], fontsize=8, parse_math=False)
-    axes.set_ylim(len(phase.energy) - 0.5, -0.5)
+    axes.set_yticks(range(len(shown)), [short(e.device) for e in shown], parse_math=False)
+    axes.tick_params(labelsize=8)
+    axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axes.set_xlim(0, max(totals, default=1.0) * factor * 1.22 or 1.0)
-    axes.set_xlabel(f"energy of one run [{unit}]", fontsize=9)
+    axes.set_xlabel(f"energy of one run [{unit}]", fontsize=8)
     whole = si(sum(totals), "J")
     axes.set_title(f"{short(phase.name, 40)}: {whole} ({phase.label})", fontsize=9, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)

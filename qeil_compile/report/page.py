@@ -10,6 +10,8 @@ from .style import printable, svg
 
 #: Nothing is loaded and nothing runs, whatever the text says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+#: Characters of a word that may be broken on paper.
+_LONG = 24
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; max-width: 64rem; margin: 2rem auto 4rem;
@@ -29,8 +31,9 @@ figcaption, caption { font-size: .88rem; color: #444; text-align: left; max-widt
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #ddd; padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; }
 th { vertical-align: bottom; border-bottom: 1px solid #888; background: #fff; }
-.number { text-align: right; white-space: nowrap; }
-td { max-width: 26rem; overflow-wrap: anywhere; }
+.number { text-align: right; }
+td { max-width: 26rem; overflow-wrap: break-word; }
+td.number { white-space: nowrap; }
 .chosen td { font-weight: 600; background: #eef4fb; }
 .dominated td { color: #666; }
 @media print {
@@ -40,12 +43,13 @@ td { max-width: 26rem; overflow-wrap: anywhere; }
   nav { background: none; border: 1px solid #999; }
   h2, h3 { break-after: avoid; }
   figure { break-inside: avoid; }
-  figure svg { max-height: 235mm; }
+  figure svg { max-height: 205mm; }
   figcaption, caption, .dominated td { color: #000; }
   .scroll { overflow: visible; }
-  table { font-size: 7.5pt; max-width: 100%; }
-  th, td { padding-right: .4rem; }
-  .number, td { white-space: normal; overflow-wrap: anywhere; }
+  table { font-size: 7pt; width: 100%; }
+  th, td { padding-right: .5em; max-width: none; }
+  /* Paper does not scroll: long words break before a column is lost. */
+  .long { overflow-wrap: anywhere; min-width: 8em; }
   thead { display: table-header-group; }
   tr { break-inside: avoid; }
   .chosen td { background: none; }
@@ -91,16 +95,22 @@ def _block(block: Block) -> str:
 
 
 def _table(table: Table) -> str:
-    numbers = [' class="number"' if c.endswith("]") else "" for c in table.columns]
+    numbers = [c.endswith("]") for c in table.columns]
 
     def cells(tag: str, values: tuple[str, ...]) -> str:
-        return "".join(f"<{tag}{kind}>{_text(v)}</{tag}>" for kind, v in zip(numbers, values, strict=True))
+        return "".join(_cell(tag, v, number) for number, v in zip(numbers, values, strict=True))
 
     kinds = [f' class="{k}"' if k else "" for k in table.kinds] or [""] * len(table.rows)
     rows = [f"<tr{kind}>{cells('td', row)}</tr>" for kind, row in zip(kinds, table.rows, strict=True)]
     caption = f"<caption>{_text(table.caption)}</caption>" if table.caption else ""
     head = f"<thead><tr>{cells('th', table.columns)}</tr></thead>"
     return f'<div class="scroll"><table>{caption}{head}<tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>"
+
+
+def _cell(tag: str, value: str, number: bool) -> str:
+    names = ["number"] * number + ["long"] * any(len(word) > _LONG for word in value.split())
+    kind = f' class="{" ".join(names)}"' if names else ""
+    return f"<{tag}{kind}>{_text(value)}</{tag}>"
 
 
 def _figure(drawing: Drawing) -> str:

@@ -24,8 +24,8 @@ _LINK_COLOUR = "#7a7a7a"
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 #: One marker per phase.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u"),
-             (1e-9, "n"))  # fmt: skip
+#: More elements than this are drawn as one, without tooltips: a page of a hundred megabytes helps nobody.
+MOST_TIPS = 4000
 #: A gid that begins so is a tooltip of its own.
 _TIP = "tip:"
 _GROUP = re.compile(r'<g id="([^"]*)">')
@@ -62,18 +62,6 @@ def short(text: str, most: int = 28) -> str:
     return text if len(text) <= most else f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
 
 
-def si(value: float, unit: str) -> str:
-    """Three digits with a prefix: `1.23 TFLOP/s`."""
-    factor, prefix = next(((f, p) for f, p in _PREFIXES if abs(value) >= f * 0.9995), (1e-9, "n"))
-    return f"{value / factor:.3g} {prefix}{unit}" if value else f"0 {unit}"
-
-
-def scale(most: float, unit: str) -> tuple[float, str]:
-    """Factor and unit of an axis that reaches from 0 to `most` in units of SI."""
-    factor, prefix = next(((f, p) for f, p in _PREFIXES if most >= f), (1e-9, "n"))
-    return 1 / factor, prefix + unit
-
-
 def tip(text: str) -> str:
     """A gid that `svg` turns into a tooltip."""
     # As digits: names of strangers must not end an attribute.
@@ -90,6 +78,11 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     if title:
         figure.suptitle(printable(title), fontsize=10, parse_math=False)
     return figure
+
+
+def beside(panels: int) -> int:
+    """How many of so many equal panels stand in a row, with few gaps at the end."""
+    return 3 if panels in (3, 5, 6) else min(panels, 2)
 
 
 def empty(figure: Figure, text: str) -> Figure:
@@ -138,9 +131,12 @@ def svg_file(figure: Figure, tips: Mapping[str, str] | None = None, prefix: str 
 
 
 def file_bytes(figure: Figure, form: str) -> bytes:
-    """The figure as matplotlib writes it ("png", "svg"). The same figure gives the same bytes."""
+    """The figure as matplotlib writes it ("png", "svg"). The same figure gives the same bytes, each time."""
     import matplotlib
 
+    # Laid out once: a second time would start from what the first one found, and end a hair's breadth elsewhere.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     # Text stays text, and neither identifiers nor dates differ between two runs.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qeil"}):
         buffer = io.BytesIO()

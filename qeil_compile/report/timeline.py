@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from qeil_compile.plan import Plan
 
-from .style import colours, empty, hatches, new_figure, printable, scale, short, si, tip
+from .style import colours, empty, hatches, new_figure, printable, short, tip
+from .units import sane, scale, si
 from .view import LINKS, PhaseView
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def timeline(phases: Sequence[PhaseView]) -> Figure:
 
 def _end(plan: Plan) -> float:
     ends = [s.start + s.boundary + s.seconds for s in plan.stages]
-    return max((e for e in ends if isfinite(e)), default=0.0)
+    return max((e for e in ends if sane(e)), default=0.0)
 
 
 def _gantt(
@@ -76,9 +76,14 @@ def _gantt(
         if bar.row != LINKS and width > _NUMBERED * whole:
             numbers = str(bar.first) if bar.count == 1 else f"{bar.first}\N{EN DASH}{bar.last}"
             middle = (bar.start + width / 2) * factor
-            axes.text(middle, row, numbers, ha="center", va="center", color="white", fontsize=7, clip_on=True)
+            plain = {"facecolor": hues[bar.row], "edgecolor": "none", "pad": 2.0} if marks.get(bar.what) else None
+            axes.text(
+                middle, row, numbers, ha="center", va="center", color="white", fontsize=7, clip_on=True, bbox=plain
+            )
     axes.set(xlim=(0, whole * factor), ylim=(len(rows) - 0.5, -0.5), xlabel=f"time [{unit}]")
-    axes.set_yticks(range(len(rows)), [short(r) for r in rows], fontsize=8, parse_math=False)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.set_yticks(range(len(rows)), [short(r) for r in rows], parse_math=False)
     count = len(phase.plan.stages)
     title = f"{short(phase.name, 40)}: {count} stage{'s' * (count > 1)}, {si(whole, 's')} ({phase.label})"
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
@@ -91,7 +96,7 @@ def _stages(plan: Plan) -> list[_Bar]:
     found = []
     for s in plan.stages:
         end = s.start + s.boundary + s.seconds
-        if isfinite(end) and s.start >= 0 and end > s.start:
+        if sane(s.start, end) and end > s.start:
             found.append(_Bar(s.device, s.start, end, s.index, s.index, 1, end - s.start, s.placement))
     return found
 
@@ -102,14 +107,15 @@ def _transfers(plan: Plan) -> list[_Bar]:
     found = []
     known = range(len(plan.stages))
     for k, t in enumerate(plan.transfers):
-        if t.target not in known or t.source not in range(-1, len(known)) or not 0 < t.seconds < inf:
+        # In one memory nothing moves; what no schedule writes comes from a stranger.
+        if t.target not in known or t.source not in range(-1, len(known)) or not sane(t.seconds) or not t.seconds:
             continue
         source = plan.stages[t.source] if t.source >= 0 else None
         link = tuple(sorted((source.device if source else "", plan.stages[t.target].device)))
         ready = source.start + source.boundary + source.seconds if source else 0.0
         start = max(ready, free.get(link, 0.0))
         free[link] = start + t.seconds
-        if isfinite(start):
+        if sane(start):
             found.append(_Bar(LINKS, start, start + t.seconds, k, k, 1, t.seconds, f"{si(t.nbytes, 'B')} {t.tensor}"))
     return found
 

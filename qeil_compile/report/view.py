@@ -28,7 +28,8 @@ class OpPoint:
 
     `seconds`, `joules`, `flops` [FLOP] and `nbytes` [byte] are those of one run of the phase. `dasi` and `beta` are the
     shares of the compute and the memory roof that the roofline allows, `dasi_eff` and `beta_eff` the attained ones,
-    `phi` the thermal yield. `layer` is None outside of any layer.
+    `phi` the thermal yield. Times are those of the operators alone, without what spilling or a neighbour on the same
+    memory adds. `layer` is None outside of any layer.
     """
 
     ops: tuple[str, ...]

@@ -1,15 +1,13 @@
-"""The front as a figure: PNG, SVG, or SVG with tooltips for a page."""
+"""The front as a figure: latency and energy of all plans that were considered."""
 
 from __future__ import annotations
 
-import io
-import re
-from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from qeil_compile import api
+from qeil_compile.runtime import Explanation
 
 from .points import KINDS, Kind, Point, axis, close_up, points_of
+from .style import new_figure, printable, tip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,79 +19,62 @@ _MARKERS: dict[Kind, tuple[str, float]] = {
 }  # fmt: skip
 
 
-def draw(found: api.Explanation, form: Literal["png", "svg"]) -> bytes:
-    """The figure as a file. The same explanation gives the same bytes."""
-    import matplotlib
-
-    # Text stays text, and neither identifiers nor dates differ between two runs.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qeil"}):
-        buffer = io.BytesIO()
-        _figure(found).savefig(buffer, format=form, dpi=130, metadata={"Date": None} if form == "svg" else None)
-    return buffer.getvalue()
-
-
-def inline_svg(found: api.Explanation) -> str:
-    """The figure as an `<svg>` element whose points carry tooltips."""
-    text = draw(found, "svg").decode("utf-8")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    tips = [escape(tooltip(p, found.label)) for p in points_of(found)]
-    return re.sub(r'<g id="plan-\d+-(\d+)">', lambda m: f"{m[0]}<title>{tips[int(m[1])]}</title>", text)
-
-
-def tooltip(p: Point, label: str) -> str:
+def words(p: Point, label: str) -> str:
     """One plan in words."""
     return (
-        f"{printable(p.strategy)} ({KINDS[p.kind]}): {p.stages} {'stage' if p.stages == 1 else 'stages'}, latency "
+        f"{p.strategy} ({KINDS[p.kind]}): {p.stages} {'stage' if p.stages == 1 else 'stages'}, latency "
         f"{p.latency * 1e3:.4g} ms, energy {p.energy * 1e3:.4g} mJ, under-utilisation {p.under_utilisation:.3f} "
         f"({label})"
     )
 
 
-def printable(text: str) -> str:
-    """Without control characters, which neither a font nor XML has."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _figure(found: api.Explanation) -> Figure:
+def front(found: Explanation) -> Figure:
     """All plans; beside them the front from nearby, where the others leave it little room."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     points = points_of(found)
     near = close_up(points)
     panels = [points] if len(near) == len(points) else [points, near]
-    figure = Figure(figsize=(7 * len(panels), 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
     title = f"{found.model} on {found.target}, objective {found.objective} ({found.label})"
-    figure.suptitle(printable(title), fontsize=10, parse_math=False)
+    figure = new_figure(9.5 if len(panels) == 1 else 11.5, 5.0, title)
     if points:
         for k, shown in enumerate(panels):
-            _Panel(figure.add_subplot(1, len(panels), k + 1), found, shown).draw(k, named=k == len(panels) - 1)
+            panel = _Panel(figure.add_subplot(1, len(panels), k + 1), found, shown)
+            panel.draw(bounds=k == 0, named=k == len(panels) - 1)
         figure.axes[0].legend(fontsize=8)
         plans = next(c for c in figure.axes[0].collections if c.get_array() is not None)
         figure.colorbar(plans, ax=figure.axes, label="under-utilisation [1]")
     return figure
 
 
+def _plain(axis: Any) -> None:
+    """Numbers in place of powers of ten, at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 class _Panel:
     """Some of the plans on axes of their own."""
 
-    def __init__(self, axes: Axes, found: api.Explanation, points: list[Point]) -> None:
+    def __init__(self, axes: Axes, found: Explanation, points: list[Point]) -> None:
         self.axes, self.found, self.points = axes, found, points
         self.across, self.up = axis([p.latency for p in points], "s"), axis([p.energy for p in points], "J")
 
-    def draw(self, panel: int, named: bool) -> None:
-        """Axes, bounds and plans, with the names of the chosen and the nearest one where `named`."""
+    def draw(self, bounds: bool, named: bool) -> None:
+        """Axes and plans, with lower bounds, and with the names of the chosen and the nearest plan."""
         if self.across.logarithmic:
             self.axes.set_xscale("log")
+            _plain(self.axes.xaxis)
         if self.up.logarithmic:
             self.axes.set_yscale("log")
+            _plain(self.axes.yaxis)
         self.axes.set_xlabel(f"latency [{self.across.unit}]")
         self.axes.set_ylabel(f"energy [{self.up.unit}]")
         self.axes.grid(alpha=0.25, which="both")
         self._range()
-        self._plans(panel)
-        if panel == 0:
+        self._plans()
+        if bounds:
             self._bounds()
         else:
             self.axes.set_title("the front from nearby", fontsize=9)
@@ -102,9 +83,8 @@ class _Panel:
         if named:
             self._names()
 
-    def _plans(self, panel: int) -> None:
-        everything = points_of(self.found)
-        shades = [p.under_utilisation for p in everything]
+    def _plans(self) -> None:
+        shades = [p.under_utilisation for p in points_of(self.found)]
         seen: set[Kind] = set()
         for p in self.points:
             marker, size = _MARKERS[p.kind]
@@ -113,20 +93,21 @@ class _Panel:
                 [p.latency * self.across.factor], [p.energy * self.up.factor], c=[p.under_utilisation], s=size,
                 marker=marker, cmap="viridis", vmin=min(shades), vmax=max(shades), zorder=3,
                 edgecolors="red" if chosen else "black", linewidths=1.2 if chosen else 0.5,
-                label=None if p.kind in seen else KINDS[p.kind], gid=f"plan-{panel}-{everything.index(p)}",
+                label=None if p.kind in seen else KINDS[p.kind], gid=tip(words(p, self.found.label)),
             )  # fmt: skip
             seen.add(p.kind)
 
     def _names(self) -> None:
         """Beside the chosen and the nearest plan, on the side where there is more room."""
-        middle = sum(self.axes.get_xlim()) / 2
+        to_axes = self.axes.transData + self.axes.transAxes.inverted()
         for p in self.points:
             x, y = p.latency * self.across.factor, p.energy * self.up.factor
-            right = x > middle
             if p.kind in ("chosen", "nearest"):
+                across, up = to_axes.transform((x, y))
+                right, high = across > 0.5, up > 0.8
                 self.axes.annotate(
-                    printable(p.strategy), (x, y), xytext=(-9 if right else 9, 9), textcoords="offset points",
-                    ha="right" if right else "left", fontsize=8, parse_math=False, zorder=4,
+                    printable(p.strategy), (x, y), xytext=(-9 if right else 9, -15 if high else 9),
+                    textcoords="offset points", ha="right" if right else "left", fontsize=8, parse_math=False, zorder=4,
                 )  # fmt: skip
 
     def _bounds(self) -> None:

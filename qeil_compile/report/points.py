@@ -1,4 +1,4 @@
-"""The plans that were considered as points of latency and energy, for every plot of them."""
+"""The plans that were considered as points of latency and energy, for every plot of them: pictures and terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
-from qeil_compile import api
+from qeil_compile.runtime import Explanation
 
 #: What a point is, from the least to the most important: the later one is drawn over the earlier.
 Kind = Literal["dominated", "front", "nearest", "chosen"]
@@ -46,7 +46,7 @@ class Axis:
     logarithmic: bool
 
 
-def points_of(found: api.Explanation) -> list[Point]:
+def points_of(found: Explanation) -> list[Point]:
     """Every plan that was considered, the important ones last."""
     nearest = found.decision.nearest
     points = []
