@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from qeil_compile.errors import OutputError
@@ -17,12 +17,12 @@ class replacing:
 
     def __enter__(self) -> Path:
         try:
-            folder = self.path.absolute().parent
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=folder)
+            name = f".{self.path.name}.{secrets.token_hex(8)}.tmp"
+            self.temporary = self.path.absolute().parent / name
+            # Readable by whom the user's umask says, unlike the files of `tempfile`.
+            os.close(os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
-        os.close(handle)
-        self.temporary = Path(name)
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

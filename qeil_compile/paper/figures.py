@@ -26,12 +26,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ENERGY, _LATENCY = "#0072b2", "#d55e00"
+#: Marks of an axis of ratios.
+_TICKS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
+#: An axis that spans more than this is logarithmic.
+_DECADE = 10.0
 #: Coefficients of the sensitivity figure.
 _SHOWN = 12
 
 
 def savings(shares: Sequence[Share]) -> Figure:
     """Energy and latency of every plan over the standard, one panel per target; lines at what is published."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     targets = list(dict.fromkeys(s.target for s in shares))
     plans = [p for p in MEANING if any(s.plan == p for s in shares)]
     columns = min(len(targets), 3)
@@ -51,6 +57,11 @@ def savings(shares: Sequence[Share]) -> Figure:
         axes.set_yticks(range(len(plans)), plans if k % columns == 0 else [""] * len(plans), fontsize=8)
         axes.set_ylim(len(plans) - 0.5, -0.5)
         axes.set_title(short(target, 34), fontsize=9, parse_math=False)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(_TICKS))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_xlabel("over the standard [1]", fontsize=8)
         axes.grid(axis="x", alpha=0.25)
     from matplotlib.lines import Line2D
@@ -93,7 +104,10 @@ def front(instance: Instance) -> Figure:
     bounds = instance.planned.front.lower_bounds
     axes.axvline(bounds["latency"], color="0.4", linestyle="--", linewidth=1, label="no plan needs less time")
     axes.axhline(bounds["energy"], color="0.4", linestyle=":", linewidth=1, label="no plan needs less energy")
-    axes.set(xscale="log", yscale="log", xlabel="latency of a question [s]", ylabel="energy of a question [J]")
+    for one, limits in ((axes.set_xscale, axes.get_xlim()), (axes.set_yscale, axes.get_ylim())):
+        if limits[0] > 0 and limits[1] / limits[0] > _DECADE:
+            one("log")
+    axes.set(xlabel="latency of a question [s]", ylabel="energy of a question [J]")
     axes.grid(alpha=0.25, which="both")
     legend_below(figure, axes.get_legend_handles_labels()[0], 3)
     return figure
@@ -158,5 +172,7 @@ def views(instance: Instance, plan: str) -> list[PhaseView]:
     return found
 
 
-#: The plan whose placement is drawn.
-DRAWN = PGSAM["energy"]
+def telling(instance: Instance) -> str:
+    """Of PGSAM's plans the one on most placements, of equal ones that for energy: there is most to see."""
+    names = list(PGSAM.values())[::-1]
+    return max(names, key=lambda n: len(set(instance.planned.plans[n].tolist())))

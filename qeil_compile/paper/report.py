@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from .measure import Measured
 from .plans import CASCADE, MEANING, OBJECTIVES, PGSAM, STANDARD
 from .prices import STEPS
 from .quality import Answers, Text
-from .run import PLATFORM, Instance, Paper, Row
+from .run import PLATFORM, Instance, Paper, Row, Share
 from .tasks import Task
 
 #: Family and task whose plan is drawn for each target, where it is among the instances.
@@ -72,7 +73,7 @@ def _row_json(r: Row) -> dict[str, Any]:
 def document(results: Results) -> Document:
     """The whole report."""
     p = results.paper
-    made = Document("Placement, sampling and energy of seven families")
+    made = Document("Placement, sampling and energy of language models")
     _head(made, results)
     _headline(made, p)
     for target in p.targets:
@@ -90,8 +91,9 @@ def document(results: Results) -> Document:
 def _head(made: Document, results: Results) -> None:
     p, e = results.paper, results.environment
     targets = ", ".join(f"{t.name} ({t.title})" for t in p.targets)
+    models = len({i.model.name for i in p.instances if not i.extra})
     made.paragraph(
-        "Seven families of language models on three workloads, under ten plans, on "
+        f"{models} language models on {len(results.tasks)} workloads, under {len(MEANING)} plans, on "
         f"{len(p.targets)} machines: {targets}. No quality is claimed for a model that did not run."
     )
     made.bullets([
@@ -117,54 +119,78 @@ def _headline(made: Document, p: Paper) -> None:
     names = [t.name for t in p.targets]
     first = PLATFORM if PLATFORM in names else names[0]
     made.paragraph(words.headline(p, first))
-    made.table(words.GOAL_COLUMNS, words.goal_rows(p, first),
+    made.table(words.GOAL_COLUMNS, words.goal_rows(p, first), words.goal_kinds(p, first),
                caption=f"{first}: over the standard, mean of all instances with 95 % interval (modelled).")  # fmt: skip
-    made.bullets(words.reasons(p, first))
     drawn = figures.savings([s for s in p.shares if not s.task])
     made.figure(drawn, "Energy and latency of every plan over the standard's, all workloads and families.", "savings")
-    for name in names:
-        if name != first:
-            made.paragraph(words.headline(p, name))
-            made.bullets(words.reasons(p, name))
+
+
+def _against(made: Document, p: Paper, target: str) -> None:
+    """Savings of one target: in words, by step, and by workload."""
+    made.paragraph(words.headline(p, target))
+    made.bullets(words.reasons(p, target))
     made.table(
-        ("target", "plan", "step", "energy [%]", "latency [%]", "IPW [1]", "instances [1]"),
-        [[s.target, s.plan, name, words.percent(s.energy.value), words.percent(s.latency.value),
-          f"{s.ipw.value:.3f}", s.instances] for name, s in p.split],
+        ("plan", "step", "energy [%]", "latency [%]", "IPW [1]", "instances [1]"),
+        [[s.plan, name, *_changes(s)] for name, s in p.split if s.target == target],
         caption="Where it comes from: each step over the one before (modelled).",
-    )  # fmt: skip
-    made.table(
-        ("target", "workload", "plan", "energy [%]", "latency [%]", "IPW [1]", "instances [1]"),
-        [[s.target, s.task, s.plan, words.percent(s.energy.value), words.percent(s.latency.value),
-          f"{s.ipw.value:.3f}", s.instances] for s in p.shares if s.task and s.plan != STANDARD],
-        caption="By workload, over the standard (modelled).",
-    )  # fmt: skip
+    )
+    _by_task(made, [s for s in p.shares if s.target == target and s.task and s.plan != STANDARD])
 
 
-_COLUMNS = ("workload", "model", "plan", "energy [J]", "latency [s]", "power [W]", "tokens/J [1/J]",
-            "under-utilisation [1]", "gap [%]", "thermal margin [K]", "rounds [1]", "samples [1]", "DASI [1]",
-            "CPQ [1]", "Phi [1]", "label", "note")  # fmt: skip
+def _by_task(made: Document, shares: Sequence[Share]) -> None:
+    names = list(dict.fromkeys(s.task for s in shares))
+    of = {(s.plan, s.task): s for s in shares}
+    columns = [f"{n}: {what} [%]" for n in names for what in ("energy", "latency")]
+    rows = []
+    for plan in dict.fromkeys(s.plan for s in shares):
+        cells: list[object] = [plan]
+        for n in names:
+            s = of.get((plan, n))
+            cells += ["-", "-"] if s is None else [words.percent(s.energy.value), words.percent(s.latency.value)]
+        rows.append(cells)
+    made.table(("plan", *columns), rows, caption="By workload, over the standard (modelled).")
+
+
+def _changes(s: Share) -> list[object]:
+    return [words.percent(s.energy.value), words.percent(s.latency.value), f"{s.ipw.value:.3f}", s.instances]
+
+
+_SPENT = ("model", "plan", "energy [J]", "latency [s]", "power [W]", "tokens/J [1/J]", "under-utilisation [1]",
+          "gap [%]", "rounds [1]", "samples [1]")  # fmt: skip
+_STATES = ("model", "plan", "DASI [1]", "CPQ [1]", "Phi [1]", "thermal margin [K]")
 
 
 def _target(made: Document, p: Paper, name: str) -> None:
     made.heading(f"Target {name}")
-    mine = [r for r in p.rows if r.target == name]
-    made.table(
-        _COLUMNS, [_cells(r) for r in mine], ["chosen" if r.plan in CASCADE.values() else "" for r in mine],
-        caption="Per question. DASI, CPQ, Phi and the margin to the thermal ceiling: of the prompt / of the steps.",
-    )  # fmt: skip
+    _against(made, p, name)
+    for task in dict.fromkeys(r.task for r in p.rows):
+        mine = [r for r in p.rows if r.target == name and r.task == task]
+        good = [r for r in mine if r.spent is not None]
+        labels = ", ".join(dict.fromkeys(r.label for r in good)) or "none"
+        made.table(_SPENT, [_spent(r) for r in good], caption=f"{task} on {name}, per question ({labels}).")
+        plain = [r for r in good if r.plan not in CASCADE.values()]
+        made.table(
+            _STATES, [_states(r) for r in plain],
+            caption=f"{task} on {name}: the devices in the prompt / in the steps ({labels}).",
+        )  # fmt: skip
+        made.bullets([f"{r.model}, {r.plan}: {r.problem}" for r in mine if r.problem])
     example = _example(p, name)
     if example is None:
         return
-    plan = figures.DRAWN
+    plan = figures.telling(example)
     views = figures.views(example, plan)
-    what = f"{example.model.name}, {example.task.name}, {plan}"
-    made.heading(f"One plan on {name}: {what}", 3)
-    slug = name.lower().replace("@", "-")
+    made.heading(f"One plan on {name}: {example.model.name}, {example.task.name}, {plan}", 3)
+    slug = _slug(name)
     made.figure(figures.front(example), "Plans of the search, and the baselines.", f"front-{slug}")
     made.figure(plan_figures.roofline(views), "Every operator under the roofs of its device.", f"roofline-{slug}")
     made.figure(plan_figures.placement_map(views), "Layers by operators, coloured by device.", f"placement-{slug}")
     made.figure(plan_figures.energy_bars(views), "Where the joules go.", f"energy-{slug}")
     made.figure(plan_figures.timeline(views), "When each device works.", f"timeline-{slug}")
+
+
+def _slug(name: str) -> str:
+    """A target's name as the name of a figure."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _example(p: Paper, target: str) -> Instance | None:
@@ -173,18 +199,20 @@ def _example(p: Paper, target: str) -> Instance | None:
     return next(iter([*best, *mine]), None)
 
 
-def _cells(r: Row) -> list[object]:
+def _spent(r: Row) -> list[object]:
     s = r.spent
-    if s is None:
-        return [r.task, r.model, r.plan, *[""] * 12, r.label, r.problem]
-    states = [r.phases[n] for n in (PROMPT, STEPS)]
-    margins = " / ".join("-" if x.margin is None else f"{x.margin:.0f}" for x in states)
+    assert s is not None
     return [
-        r.task, r.model, r.plan, f"{s.energy:.3g}", f"{s.latency:.3g}", f"{s.power:.3g}", f"{s.tokens_per_joule:.3g}",
-        f"{s.under_utilisation:.3f}", "-" if r.gap is None else f"{100 * r.gap:.1f}", margins, f"{r.rounds:.2f}",
-        f"{r.samples:.2f}", " / ".join(f"{x.dasi:.3f}" for x in states), " / ".join(f"{x.cpq:.2f}" for x in states),
-        " / ".join(f"{x.phi:.3f}" for x in states), r.label, r.problem,
+        r.model, r.plan, f"{s.energy:.3g}", f"{s.latency:.3g}", f"{s.power:.3g}", f"{s.tokens_per_joule:.3g}",
+        f"{s.under_utilisation:.3f}", "-" if r.gap is None else f"{100 * r.gap:.1f}", f"{r.rounds:.2f}",
+        f"{r.samples:.2f}",
     ]  # fmt: skip
+
+
+def _states(r: Row) -> list[object]:
+    of = [r.phases[n] for n in (PROMPT, STEPS)]
+    margins = " / ".join("-" if x.margin is None else f"{x.margin:.0f}" for x in of)
+    return [r.model, r.plan, *(" / ".join(f"{getattr(x, n):.3f}" for x in of) for n in ("dasi", "cpq", "phi")), margins]
 
 
 def _cascade(made: Document, p: Paper) -> None:
@@ -207,7 +235,7 @@ def _cascade(made: Document, p: Paper) -> None:
 def _ablation(made: Document, target: str, of: Sequence[Worth]) -> None:
     made.heading(f"Ablation on {target}")
     made.paragraph("Planned without a part, priced with it; geometric means over instances, 95 % intervals (modelled).")
-    made.figure(figures.ablation(of), "What a missing part costs.", f"ablation-{target.lower()}")
+    made.figure(figures.ablation(of), "What a missing part costs.", f"ablation-{_slug(target)}")
     made.table(
         ("part", "objective", "value [1]", "energy [1]", "latency [1]", "instances [1]", "do not run [1]"),
         [[w.part, w.objective, *(f"{v.value:.3f} ({v.low:.3f} to {v.high:.3f})" for v in (
@@ -229,7 +257,7 @@ def _sensitivity(made: Document, p: Paper) -> None:
         )  # fmt: skip
         method = CASCADE["energy"]
         made.figure(figures.sensitivity(of, method), f"{target}: the coefficients that move it most.",
-                    f"sensitivity-{target.lower()}")  # fmt: skip
+                    f"sensitivity-{_slug(target)}")  # fmt: skip
         made.table(
             ("device", "coefficient", "value [SI]", "low [SI]", "high [SI]",
              *(f"{PGSAM[o]} at low / high [%]" for o in OBJECTIVES), f"{method} at low / high [%]", "flips"),
