@@ -1,10 +1,16 @@
-"""A helper for tests of pages: what a parser sees in them, and what no page may have."""
+"""A helper for tests of pages: what a parser and a browser see in them, and what no page may have."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
 
 #: Elements of HTML that have no end.
 _VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -84,3 +90,41 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and data.strip():
             self.texts.append((self.open[-1], data))
+
+
+CHROMIUM = next((found for n in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(n))), None)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"
+)
+
+
+def browse(page: Path, folder: Path, *more: str) -> str:
+    """Open a page in a browser that reaches no host; what it prints."""
+    assert CHROMIUM is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+               "--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run",
+               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000"]  # fmt: skip
+    done = subprocess.run([CHROMIUM, *options, *more, page.as_uri()], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def look(report: Path, folder: Path, height: int) -> None:
+    """The browser sees what the parser sees, draws something everywhere down the page in colour, and prints it."""
+    from matplotlib.image import imread
+
+    expected = Page(report.read_text(encoding="utf-8"))
+    seen = Page(browse(report, folder, "--dump-dom"))
+    for tag in ("svg", "figure", "table", "tr", "td", "h2", "li", "title", "use", "path"):
+        assert seen.count(tag) == expected.count(tag) > 0, tag
+    assert sorted(seen.ids) == sorted(expected.ids)
+    browse(report, folder, f"--screenshot={folder / 'shot.png'}", f"--window-size=1200,{height}")
+    pixels = imread(folder / "shot.png")[:, :, :3]
+    assert pixels.shape[:2] == (height, 1200)
+    dark = (pixels.min(axis=2) < 0.6).any(axis=1)
+    assert all(part.any() for part in np.array_split(dark[:3000], 10))
+    # More than shades of grey.
+    assert (pixels.max(axis=2) - pixels.min(axis=2) > 0.4).sum() > 1000
+    browse(report, folder, f"--print-to-pdf={folder / 'print.pdf'}", "--no-pdf-header-footer")
+    data = (folder / "print.pdf").read_bytes()
+    assert data.startswith(b"%PDF") and len(data) > 20_000

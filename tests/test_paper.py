@@ -25,8 +25,8 @@ from qeil_compile.passes.partition import Search
 from qeil_compile.passes.partition.pgsam import value_of
 from qeil_compile.passes.partition.tables import tables
 from qeil_compile.sampling import Interval, Recorded
-
-from .slow_partition import slow_value
+from tests.pages import Page, look, needs_browser
+from tests.slow_partition import slow_value
 
 SHORT = Search(epochs=4)
 
@@ -291,6 +291,13 @@ def test_every_plan_has_a_row(small):
         assert min(rows.batch(i.jobs, i.task, p).energy for p in i.planned.plans.values()) >= bound * (1 - 1e-9)
 
 
+def test_ablation_has_plans_and_rules_of_sampling(small):
+    parts = {w.part for w in next(iter(small.ablation.values()))}
+    assert parts == {*ablation.PARTS, *cascade.RULES} - {FULL}
+    fixed = next(w for w in next(iter(small.ablation.values())) if w.part == "fixed k for CSVET")
+    assert fixed.energy.value > 1  # all samples cost more than those that the cascade draws
+
+
 def test_cascades_differ_where_there_is_something_to_vote_on(small):
     by = {(r.task, r.plan): r for r in small.rows}
     for o in OBJECTIVES:
@@ -362,6 +369,26 @@ def test_the_command_writes_one_report_in_three_forms(tmp_path: Path):
     assert "No model answered in this run" in html
     again = CliRunner().invoke(app, words_)
     assert again.exit_code != 0 and "holds a report already" in str(again.exception)
+
+
+@pytest.fixture(scope="module")
+def page(small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = paper.Results(small, tasks(), {"date": "", "commit": "", "cpu": "", "usable_cores": 1, "versions": {}})
+    folder = tmp_path_factory.mktemp("page")
+    paper.write(results, folder)
+    return folder / "report.html"
+
+
+def test_the_page_loads_nothing(page: Path):
+    found = Page(page.read_text(encoding="utf-8"))
+    found.check()
+    assert found.count("svg") == 8 and found.count("table") > 10
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_page_in_a_browser(page: Path, tmp_path: Path):
+    look(page, tmp_path, 6000)
 
 
 def test_checkpoint_and_task_belong_together():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from qeil_compile.report.decoder import decoder_document
 from qeil_compile.report.model import model_document
 from tests import zoo
 from tests.artifacts import files_of, replace_file, rewrite
-from tests.pages import Page
+from tests.pages import Page, look, needs_browser
 
 TARGET = "lunar-lake-258v"
 STORIES = Path("models/data/stories260K/stories260K.bin")
@@ -193,40 +192,10 @@ def test_a_name_that_is_taken_or_no_page(artifact: Path, stories: Path, tmp_path
 
 # In a browser
 
-CHROMIUM = next((found for n in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(n))), None)
-
-
-def browse(page: Path, folder: Path, *more: str) -> str:
-    """Open a page in a browser that reaches no host; what it prints."""
-    assert CHROMIUM is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-               "--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run",
-               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000"]  # fmt: skip
-    done = subprocess.run([CHROMIUM, *options, *more, page.as_uri()], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine")
+@needs_browser
 @pytest.mark.parametrize("kind", ["model", "language model"])
 def test_the_page_in_a_browser(artifact: Path, stories: Path, tmp_path: Path, kind: str) -> None:
-    from matplotlib.image import imread
-
     report = tmp_path / "report.html"
     written(artifact if kind == "model" else stories, report)
-    expected = Page(report.read_text(encoding="utf-8"))
-    seen = Page(browse(report, tmp_path, "--dump-dom"))
-    for tag in ("svg", "figure", "table", "tr", "td", "h2", "li", "title", "use", "path"):
-        assert seen.count(tag) == expected.count(tag) > 0, tag
-    assert sorted(seen.ids) == sorted(expected.ids)
-    browse(report, tmp_path, f"--screenshot={tmp_path / 'shot.png'}", "--window-size=1200,5000")
-    pixels = imread(tmp_path / "shot.png")[:, :, :3]
-    assert pixels.shape[:2] == (5000, 1200)
-    # Something is drawn everywhere down the page, in more than shades of grey.
-    dark = (pixels.min(axis=2) < 0.6).any(axis=1)
-    assert all(part.any() for part in np.array_split(dark[:3000], 10))
-    assert (pixels.max(axis=2) - pixels.min(axis=2) > 0.4).sum() > 1000
-    browse(report, tmp_path, f"--print-to-pdf={tmp_path / 'print.pdf'}", "--no-pdf-header-footer")
-    data = (tmp_path / "print.pdf").read_bytes()
-    assert data.startswith(b"%PDF") and len(data) > 20_000
+    look(report, tmp_path, 5000)

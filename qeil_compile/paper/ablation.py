@@ -31,6 +31,8 @@ DASI, CPQ, PHI, FUSION, SEARCH = (
     "without fusion-aware counting", "greedy for PGSAM",
 )  # fmt: skip
 PARTS = (DASI, CPQ, PHI, FUSION, SEARCH)
+#: What stands for an objective where a rule of sampling is changed and not a plan.
+SAMPLING = "energy of PGSAM's plan for energy"
 #: Objectives that are looked at: what a part of the model is worth depends on what is asked for.
 GOALS = OBJECTIVES
 
@@ -159,6 +161,15 @@ def worths(rows: Sequence[Ablated], seed: int = 0) -> list[Worth]:
                 "value", "energy", "latency"))  # fmt: skip
             if mine:
                 found.append(Worth(part, o, value, energy, latency, len(mine), len(mine) - len(good)))
+    return found
+
+
+def sampling_worths(ratios: Mapping[str, Sequence[tuple[float, float]]], seed: int = 0) -> list[Worth]:
+    """Rules of sampling with one part of the cascade taken out: energy and latency over the cascade's, by rule."""
+    found = []
+    for rule, of in ratios.items():
+        energy, latency = (_geometric([r[k] for r in of], seed) for k in (0, 1))
+        found.append(Worth(rule, SAMPLING, energy, energy, latency, len(of), 0))
     return found
 
 

@@ -15,7 +15,7 @@ from qeil_compile.report import PhaseView, view
 from qeil_compile.report.style import legend_below, new_figure, short, tip
 from qeil_compile.report.units import si
 
-from .ablation import PARTS, Worth
+from .ablation import SAMPLING, Worth
 from .plans import CASCADE, MEANING, PGSAM
 from .prices import STEPS
 from .run import GOALS, Instance, Share
@@ -116,22 +116,25 @@ def front(instance: Instance) -> Figure:
 def ablation(worths: Sequence[Worth]) -> Figure:
     """What taking a part out costs: value of the objective over the full plan's, with 95 % intervals."""
     goals = list(dict.fromkeys(w.objective for w in worths))
-    figure = new_figure(8.5, 4.2)
+    parts = list(dict.fromkeys(w.part for w in worths))
+    figure = new_figure(8.5, 1.4 + 0.5 * len(parts))
     axes = figure.add_subplot()
-    colours = ("#0072b2", "#009e73", "#d55e00")
+    colours = ("#0072b2", "#009e73", "#d55e00", "#cc79a7")
+    named: set[str] = set()
     for k, goal in enumerate(goals):
-        for row, part in enumerate(PARTS):
+        for row, part in enumerate(parts):
             w = next((w for w in worths if (w.part, w.objective) == (part, goal)), None)
             if w is None or np.isnan(w.value.value):
                 continue
-            y = row + (k - (len(goals) - 1) / 2) * 0.26
+            y = row + (0.0 if goal == SAMPLING else (k - 1) * 0.26)
             words = f"{part}, {goal}: {w.value.value:.3f} ({w.value.low:.3f} to {w.value.high:.3f})"
-            (bar,) = axes.barh(y, w.value.value - 1, left=1, height=0.22, color=colours[k % 3],
-                               label=f"objective {goal}" if row == 0 else None)  # fmt: skip
+            (bar,) = axes.barh(y, w.value.value - 1, left=1, height=0.22, color=colours[k % 4],
+                               label=None if goal in named else f"objective {goal}")  # fmt: skip
+            named.add(goal)
             bar.set_gid(tip(words))
             axes.plot([w.value.low, w.value.high], [y, y], color="black", linewidth=1)
-    axes.set_yticks(range(len(PARTS)), PARTS, fontsize=8)
-    axes.set_ylim(len(PARTS) - 0.5, -0.5)
+    axes.set_yticks(range(len(parts)), parts, fontsize=8)
+    axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.axvline(1.0, color="0.4", linewidth=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")

@@ -146,7 +146,7 @@ def run(
     paper.seconds["plans"] = time.perf_counter() - began
     paper.shares = list(_shares(paper))
     paper.split = list(_split(paper))
-    _ablate(paper, progress)
+    _ablate(paper, log, progress)
     _sensitivity(paper, progress)
     return paper
 
@@ -307,7 +307,25 @@ def _chosen(paper: Paper) -> list[Instance]:
     return found
 
 
-def _ablate(paper: Paper, progress: Progress) -> None:
+def _sampling(chosen: Sequence[Instance], target: str, log: Log) -> dict[str, list[tuple[float, float]]]:
+    """Rule -> energy and latency over the cascade's, per instance whose answers are voted on."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for i in chosen:
+        if i.target.name != target or i.task.kind != "vote":
+            continue
+        place = i.planned.plans[PGSAM["energy"]]
+        share = rows.rho(i.jobs, i.task, place)
+        spent = {}
+        for rule in RULES:
+            d = log.drawn(rule, share)
+            spent[rule] = rows.rounds(i.jobs, i.task, place, d.rounds, d.samples)
+        full = spent.pop(FULL)
+        for rule, s in spent.items():
+            found.setdefault(rule, []).append((s.energy / full.energy, s.latency / full.latency))
+    return found
+
+
+def _ablate(paper: Paper, log: Log, progress: Progress) -> None:
     began, chosen = time.perf_counter(), _chosen(paper)
     found: dict[str, list[ablation.Ablated]] = {}
     done = count(1)
@@ -321,7 +339,11 @@ def _ablate(paper: Paper, progress: Progress) -> None:
     for i, of in zip(chosen, _at_once(one, chosen), strict=True):
         found.setdefault(i.target.name, []).extend(of)
     progress("ablation", len(chosen), len(chosen))
-    paper.ablation = {target: ablation.worths(of, paper.settings.seed) for target, of in found.items()}
+    seed = paper.settings.seed
+    paper.ablation = {
+        target: ablation.worths(of, seed) + ablation.sampling_worths(_sampling(chosen, target, log), seed)
+        for target, of in found.items()
+    }
     paper.seconds["ablation"] = time.perf_counter() - began
 
 
