@@ -7,7 +7,7 @@ so that what else runs on the machine falls on all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from qeil_compile.passes.partition.stages import evaluate
 from qeil_compile.plan import Plan
 
 from . import rows
-from .plans import CASCADE
+from .plans import CASCADE, PGSAM, STANDARD
 from .prices import STEPS
 from .run import Instance, Progress
 
@@ -32,6 +32,8 @@ from .run import Instance, Progress
 ROUNDS = 5
 #: Bytes that a model takes when it is started, over those of its weights: engines pack a copy while they read one.
 _COPIES = 3.0
+#: Share of the free memory that models may take.
+_SHARE = 0.6
 _SEED = 0
 
 
@@ -61,14 +63,29 @@ def measure(instances: Sequence[Instance], progress: Progress) -> tuple[list[Mea
     here = [i for i in instances if i.target.host and not i.extra]
     for k, i in enumerate(here):
         progress("measure", k, len(here))
+        plans = _distinct(i)
         need = _COPIES * sum(t.nbytes for t in i.mean.costs[STEPS].groups.graph.tensors.values() if t.role == "weight")
-        free = psutil.virtual_memory().available
-        if need > free:
-            left.append(f"{i.model.name}: would take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-            continue
-        found += _Turns(i).rows()
+        free = _SHARE * psutil.virtual_memory().available
+        fit = int(free / need)
+        if fit < len(plans):
+            left.append(
+                f"{i.model.name}, {i.task.name}: {fit} of {len(plans)} different plans measured, each takes about "
+                f"{need / 1e9:.1f} GB, and {free / 1e9:.1f} GB may be used"
+            )
+        if fit:
+            found += _Turns(i).rows(list(plans)[:fit])
     progress("measure", len(here), len(here))
     return found, left
+
+
+def _distinct(i: Instance) -> dict[bytes, list[str]]:
+    """Different plans of a fixed batch with all their names, those of interest first."""
+    order = [STANDARD, *PGSAM.values(), *i.planned.plans]
+    found: dict[bytes, list[str]] = {}
+    for name in dict.fromkeys(order):
+        if name in i.planned.plans and name not in CASCADE.values():
+            found.setdefault(i.planned.plans[name].tobytes(), []).append(name)
+    return found
 
 
 class _Turns:
@@ -85,16 +102,12 @@ class _Turns:
         rng = np.random.default_rng(_SEED)
         self.prompt = rng.integers(0, instance.model.decoder.config.vocab, part.prompt).tolist()
 
-    def rows(self) -> list[Measured]:
+    def rows(self, plans: Sequence[bytes]) -> list[Measured]:
+        """Rows of some of the different plans."""
         started: dict[bytes, tuple[Any, CompiledDecoder]] = {}
-        names: dict[str, bytes] = {}
-        for plan, place in self.i.planned.plans.items():
-            if plan in CASCADE.values():
-                continue
-            names[plan] = place.tobytes()
-            if names[plan] not in started:
-                compiled = self._compiled(place)
-                started[names[plan]] = compiled.start(), compiled
+        for key in plans:
+            compiled = self._compiled(np.frombuffer(key, np.int64))
+            started[key] = compiled.start(), compiled
         times: dict[bytes, list[float]] = {key: [] for key in started}
         joules: dict[bytes, list[float]] = {key: [] for key in started}
         meters = {key: meter_of(compiled) for key, (_, compiled) in started.items()}
@@ -107,7 +120,8 @@ class _Turns:
                     times[key].append(time.perf_counter() - before)
                     joules[key].append(meter() - energy if meter is not None else float("nan"))
         first = np.array(times[next(iter(started))])
-        return [self._row(plan, times[key], joules[key], first) for plan, key in names.items()]
+        names = _distinct(self.i)
+        return [self._row(plan, times[key], joules[key], first) for key in plans for plan in names[key]]
 
     def _row(self, plan: str, times: Sequence[float], joules: Sequence[float], first: np.ndarray) -> Measured:
         low, middle, high = (float(q) for q in np.quantile(times, [0.1, 0.5, 0.9]))
@@ -148,10 +162,3 @@ def _plan(i: Instance, phase: str, place: np.ndarray) -> Plan:
     candidate = evaluate(costs, i.mean.place(phase, place), "measured")
     return replace(Front(costs, (candidate,), {}).plan(candidate, "latency", ranges=False), target=i.target.name)
 
-
-def by_model(measured: Sequence[Measured]) -> Mapping[str, list[Measured]]:
-    """Rows of each model."""
-    found: dict[str, list[Measured]] = {}
-    for m in measured:
-        found.setdefault(m.model, []).append(m)
-    return found
