@@ -116,7 +116,9 @@ def _script_options() -> dict[str, set[str]]:
 def _allowed(code: str) -> set[str] | None:
     """The options of the command that a text begins with; None where it begins with none."""
     words = code.split()
-    if words[0] == "qeil" and len(words) > 1:
+    if len(words) < 2:
+        return None
+    if words[0] == "qeil":
         name = next((n for n in (" ".join(words[1:3]), words[1]) if n in _commands()), None)
         assert name is not None or words[1].startswith("-"), f"`{code}`: qeil has no command {words[1]}"
         return _commands()[name or ""]
@@ -161,8 +163,10 @@ def _anchors(path: Path) -> set[str]:
     """What GitHub makes of headings."""
     found: Counter[str] = Counter()
     anchors = set()
-    for line in path.read_text("utf-8").splitlines():
-        if line.startswith("#"):
+    text = path.read_text("utf-8")
+    coded = {n for b in parse(path.name, text) for n in range(b.line, b.line + len(b.lines))}
+    for n, line in enumerate(text.splitlines(), 1):
+        if line.startswith("#") and n not in coded:
             title = re.sub(r"`|\[([^\]]*)\]\([^)]*\)", r"\1", line.lstrip("#").strip()).lower()
             slug = re.sub(r"[^\w\- ]", "", title).replace(" ", "-")
             anchors.add(slug if not found[slug] else f"{slug}-{found[slug]}")
