@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qeil_compile.devices import Placement, Target, boundary_seconds, engine_constants
+from qeil_compile.devices import Placement, Target, boundary_seconds, constants_of
 from qeil_compile.devices.roofline import launch_seconds
 from qeil_compile.devices.timing import Calibration, time_model
 from qeil_compile.devices.work import KernelTable
@@ -101,7 +101,7 @@ class CostTable:
         for i, a in enumerate(names):
             for j, b in enumerate(names):
                 # Neighbouring stages of one engine are lowered together where it can: that is not what was measured.
-                together = a == b and engine_constants()[a].boundary_inside != engine_constants()[a].boundary_outside
+                together = a == b and constants_of(a).boundary_inside != constants_of(a).boundary_outside
                 x, y = own[i], own[j]
                 if x is not None and y is not None and not together:
                     table[i, j] = x if a == b else x + y
@@ -117,7 +117,7 @@ class CostTable:
         graph = self.groups.graph
         tensors = len(graph.inputs) + len(graph.outputs)
         own = None if self.calibration is None else self.calibration.entry(place.spec, tensors)
-        return engine_constants()[place.engine].stage_seconds.value if own is None else own
+        return constants_of(place.engine).stage_seconds.value if own is None else own
 
     def transfer(self, p: int, q: int, nbytes: float) -> tuple[float, float]:
         """Seconds and joules for moving a tensor between the devices of two placements; 0 in one memory."""

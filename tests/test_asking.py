@@ -140,7 +140,9 @@ def test_a_task_that_is_none(text: str, message: str, tmp_path: Path) -> None:
         load_task(tmp_path / "t.jsonl")
 
 
-def test_the_command_line(runner: Runner, task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    runner: Runner, task: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = str(tmp_path / "s.qeil")
     runner.compiled.save(artifact)
     common = ["--extract", r"^\W*(\w+)", "--max-tokens", "6", "--temperature", "0.9"]
@@ -150,6 +152,20 @@ def test_the_command_line(runner: Runner, task: Path, tmp_path: Path, capfd: pyt
     check = f'{sys.executable} -c "import json,sys; sys.exit(json.load(sys.stdin)[\'answer\'] != \'Lily\')"'
     assert main(["ask", artifact, NAMED, *common, "--verifier", check]) == 0
     assert "answer: Lily" in capfd.readouterr().out
+    # A script of this folder is found, although a verifier runs in an empty one; it is told where it fails.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "check.py").write_text("import json, sys; sys.exit(json.load(sys.stdin)['answer'] != 'Lily')")
+    assert main(["ask", artifact, NAMED, *common, "--verifier", f"{sys.executable} check.py"]) == 0
+    seen = capfd.readouterr().out
+    assert "VERIFIED" in seen and "of which 0 failed" in seen
+    # The two characters that a shell hands on for a new line.
+    counts = []
+    for form in (r"{question}\n", "{question}\n", "{question}"):
+        assert main(["ask", artifact, NAMED, *common, "-k", "8", "--form", form, "--json"]) == 0
+        counts.append(json.loads(capfd.readouterr().out)["counts"])
+    assert counts[0] == counts[1] != counts[2]
+    assert main(["ask", artifact, NAMED, *common, "-k", "2", "--verifier", f"{sys.executable} absent.py"]) == 0
+    assert "1 checks, of which 1 failed" in capfd.readouterr().out
     log = str(tmp_path / "log.jsonl")
     assert main(["evaluate", artifact, "--task", str(task), "-o", log, "-k", "4", *common, "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["questions"] == 3

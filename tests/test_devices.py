@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from qeil_compile.devices import (
     Coefficient,
+    Placement,
     boundary_seconds,
+    constants_of,
     engine_constants,
+    engines,
     host_target,
     known_targets,
     load_target,
@@ -27,6 +30,7 @@ from qeil_compile.devices import cpuinfo as cpuinfo_module
 from qeil_compile.devices.cpuinfo import CpuFacts, cpu_facts, parse_cpuinfo
 from qeil_compile.devices.estimate import cpu_rates
 from qeil_compile.devices.nvml import nvidia_devices
+from qeil_compile.devices.roofline import launch_seconds
 from qeil_compile.errors import TargetError
 from qeil_compile.ir import DTYPE_BYTES
 
@@ -165,6 +169,17 @@ def test_boundaries_between_engines() -> None:
     assert boundary_seconds("onnxruntime", "openvino").value == mixed.value
     with pytest.raises(TargetError, match=r"engine 'openvin': unknown.*did you mean openvino"):
         boundary_seconds("openvin", "torch")
+
+
+def test_an_engine_of_another_package_has_assumed_overheads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "known_engines", lambda: (*engine_constants(), "theirs"))
+    found = constants_of("theirs")
+    assert found.name == "theirs" and found.kernel_seconds.assumed and found.stage_seconds.value > 0
+    assert boundary_seconds("theirs", "theirs").value == found.boundary_inside.value
+    mixed = boundary_seconds("theirs", "onnxruntime")
+    assert mixed.value == pytest.approx(found.boundary_outside.value + 12e-6)
+    own = Placement("theirs", "CPU", load_target("lunar-lake-258v").devices[0])
+    assert launch_seconds(own) > own.profile.launch_seconds.value
 
 
 # -- damaged profiles

@@ -47,8 +47,9 @@ def command(
     extract: Annotated[
         str, typer.Option(metavar="number|boxed|letter|REGEX", help="How an answer is read out of a sample.")
     ] = "number",
-    form: Annotated[str, typer.Option(metavar="TEXT", help="Prompt around {question}; `chat`: its template.")] = (
-        "{question}"),
+    form: Annotated[
+        str, typer.Option(metavar="TEXT", help=r"Prompt around {question}, \n a new line; `chat`: its template.")
+    ] = "{question}",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Of the samples.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
@@ -77,6 +78,8 @@ def command(
     say(f"{verdict.reason.value}: {verdict.claim}{f' ({verdict.note})' if verdict.note else ''}")
     drawn = f"{verdict.samples} samples in {verdict.rounds} rounds, {verdict.cancelled} cancelled"
     say(f"{drawn}; {cost.passes:.2f} passes, {cost.seconds:.2f} s (measured), {cost.joules:.2f} J ({cost.label})")
+    if verifier:
+        say(f"verifier: {verdict.checked} checks, of which {verdict.faults} failed (it raised, hung or gave nonsense)")
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,10 @@ def _opened(
     runners = [decoder.started(path, threads) for path in artifacts]
 
     def prompt(question: str) -> Any:
-        return [{"role": "user", "content": question}] if form == "chat" else form.replace("{question}", question)
+        if form == "chat":
+            return [{"role": "user", "content": question}]
+        # A shell hands on the two characters that stand for a line break.
+        return form.replace("\\n", "\n").replace("{question}", question)
 
     reader = _EXTRACTORS.get(extract) or extractors.pattern(extract)
     source = asking.open_source(runners, settings, prompt, reader)
@@ -116,7 +122,9 @@ def _verification(name: str) -> Verification | None:
         return None
     if name == "arithmetic":
         return Verification(ArithmeticVerifier(), by_answer=False)
-    return Verification(CommandVerifier(shlex.split(name)))
+    # The command runs in an empty folder: files of this one are named by their whole path.
+    words = [str(Path(w).absolute()) if Path(w).is_file() else w for w in shlex.split(name)]
+    return Verification(CommandVerifier(words))
 
 
 def _state(inquiry: Inquiry) -> Table:
@@ -146,7 +154,9 @@ def evaluate(
     verifier: Annotated[str, typer.Option(metavar="COMMAND|arithmetic", help="What checks an answer.")] = "",
     false_accepts: Annotated[float, typer.Option(min=0, max=1, help="Of the verifier, at most.")] = 0.0,
     extract: Annotated[str, typer.Option(metavar="number|boxed|letter|REGEX", help="How answers are read.")] = "number",
-    form: Annotated[str, typer.Option(metavar="TEXT", help="Prompt around {question}; `chat`.")] = "{question}",
+    form: Annotated[
+        str, typer.Option(metavar="TEXT", help=r"Prompt around {question}, \n a new line; `chat`.")
+    ] = "{question}",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Of the samples.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,

@@ -1,6 +1,6 @@
 """Devices: target profiles with a source for every number, engine overheads, and this machine as a target."""
 
-from .engines import EngineConstants, boundary_seconds, engine_constants
+from .engines import EngineConstants, boundary_seconds, constants_of, engine_constants
 from .host import ReportRow, host_target, system_report
 from .loader import (
     Known,
@@ -27,6 +27,7 @@ __all__ = [
     "Target",
     "boundary_seconds",
     "check_profile",
+    "constants_of",
     "engine_constants",
     "host_target",
     "known_devices",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.resources import files
 
 from qeil_compile.errors import TargetError
@@ -19,6 +20,10 @@ from .reader import Table, did_you_mean
 
 #: The package that holds the shipped profiles.
 PROFILES = "qeil_compile.devices.profiles"
+#: Where other packages register their engines. Only their names are read here.
+GROUP = "qeil_compile.backends"
+#: The table of engines.toml for those engines.
+_OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,29 @@ class EngineConstants:
 
 def engine_constants() -> Mapping[str, EngineConstants]:
     """The shipped constants, by engine."""
+    return {n: c for n, c in _shipped().items() if n != _OTHER}
+
+
+@cache
+def known_engines() -> tuple[str, ...]:
+    """Names of the shipped engines and of those that other packages registered, imported or not."""
+    return tuple(dict.fromkeys((*engine_constants(), *(p.name for p in entry_points(group=GROUP)))))
+
+
+def constants_of(engine: str) -> EngineConstants:
+    """An engine's constants; those of another package's engine are assumed. Raises `TargetError` for an unknown one."""
+    shipped, known = engine_constants(), known_engines()
+    if engine in shipped:
+        return shipped[engine]
+    if engine not in known:
+        raise TargetError(
+            f"engine {engine!r}: unknown, expected one of {', '.join(known)}{did_you_mean(engine, known)}"
+        )
+    return replace(_shipped()[_OTHER], name=engine)
+
+
+@cache
+def _shipped() -> Mapping[str, EngineConstants]:
     return _parse_engines(files(PROFILES).joinpath("engines.toml").read_text("utf-8"), "engines.toml")
 
 
@@ -65,8 +93,8 @@ def boundary_seconds(engine_a: str, engine_b: str) -> Coefficient:
     alone; measured pairs (benchmarks/boundary.py) lie near the whole sum, because each engine finds the cores and
     caches as the other left them.
     """
-    a, b = _engine(engine_a), _engine(engine_b)
-    if a is b:
+    a, b = constants_of(engine_a), constants_of(engine_b)
+    if engine_a == engine_b:
         return a.boundary_inside
     x, y = a.boundary_outside, b.boundary_outside
     bounded = None not in (x.low, x.high, y.low, y.high)
@@ -78,12 +106,3 @@ def boundary_seconds(engine_a: str, engine_b: str) -> Coefficient:
         (x.high or 0.0) + (y.high or 0.0) if bounded else None,
         assumed=True,
     )
-
-
-def _engine(name: str) -> EngineConstants:
-    known = engine_constants()
-    if name not in known:
-        raise TargetError(
-            f"engine {name!r}: unknown, expected one of {', '.join(known)}{did_you_mean(name, known)}"
-        )
-    return known[name]

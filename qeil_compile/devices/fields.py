@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, get_args
 
-from .engines import engine_constants
+from .engines import known_engines
 from .profile import FLOAT_DTYPES, PROFILE_DTYPES, Coefficient, DeviceProfile, Efficiency, Thermal
 from .reader import Table, did_you_mean
 from .work import OperatorKind
@@ -94,7 +94,7 @@ def read_thermal(t: Table) -> Thermal:
 
 def read_engines(t: Table) -> tuple[str, ...]:
     """`engines`: placements of known engines."""
-    specs, known = t.texts("engines"), engine_constants()
+    specs, known = t.texts("engines"), known_engines()
     for spec in specs:
         engine, _, device = spec.partition(":")
         if not device:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .engines import engine_constants
+from .engines import constants_of
 from .profile import DeviceProfile, Placement
 from .work import KernelTable
 
 
 def launch_seconds(place: Placement) -> float:
     """Seconds per kernel beside its work: the device's launch and the engine's own overhead."""
-    return place.profile.launch_seconds.value + engine_constants()[place.engine].kernel_seconds.value
+    return place.profile.launch_seconds.value + constants_of(place.engine).kernel_seconds.value
 
 
 def kernel_seconds(place: Placement, kernels: KernelTable) -> np.ndarray:

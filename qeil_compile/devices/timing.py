@@ -9,7 +9,7 @@ import numpy as np
 
 from qeil_compile.plan import Label
 
-from .engines import engine_constants
+from .engines import constants_of
 from .gpu import gpu_seconds
 from .profile import Kind, Placement
 from .roofline import kernel_seconds
@@ -35,7 +35,7 @@ TimeModel = Callable[[KernelTable], tuple[np.ndarray, Label]]
 
 def _engine_launch(place: Placement) -> float:
     """The engine's own overhead per kernel; the device's launch is in its model."""
-    return engine_constants()[place.engine].kernel_seconds.value
+    return constants_of(place.engine).kernel_seconds.value
 
 
 _BY_KIND: Mapping[Kind, Callable[[Placement, KernelTable], np.ndarray]] = {
