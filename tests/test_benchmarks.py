@@ -29,6 +29,7 @@ SMALL = {
     "llm": ["--families", "gpt2-125m", "--forms", "fp32", "--rows", "2", "--only", "decode", "job", "--peers",
             "transformers", "--threads", "1"],
     "strangers": ["--only", "plan", "log", "FX", "--count", "20"],
+    "paper": ["--targets", "lunar-lake-258v", "--families", "gpt2-125m", "--no-quality"],
     "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
 }
 #: Parts of benchmarks, not scripts.

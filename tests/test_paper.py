@@ -15,7 +15,7 @@ from qeil_compile.cli.app import app
 from qeil_compile.devices.ranges import uncertain, vary
 from qeil_compile.errors import InputError
 from qeil_compile.frontends.decoder import PROMPT
-from qeil_compile.paper import ablation, cascade, plans, prices, quality, rows, run, sensitivity, words
+from qeil_compile.paper import ablation, cascade, lengths, plans, prices, quality, rows, run, sensitivity, words
 from qeil_compile.paper.cascade import FULL, Log
 from qeil_compile.paper.plans import CASCADE, GREEDY, OBJECTIVES, PGSAM, PROVIDERS, SINGLE, STANDARD
 from qeil_compile.paper.prices import CHOICES, STEP, STEPS
@@ -86,6 +86,26 @@ def test_workloads_are_those_of_the_evaluation_sets():
         assert np.mean([p.answer for p in t.parts]) == pytest.approx(t.mean.answer, abs=1.0)
         assert t.coarse().parts == (t.mean,)
     assert found["ARC-Challenge"].options == 4 and not found["GSM8K"].options
+
+
+def test_lengths_are_counted_from_files(tmp_path: Path):
+    for name in ("wikitext", "gsm8k", "arc"):
+        (tmp_path / name).mkdir()
+    words = " ".join(["word"] * 50)
+    (tmp_path / "wikitext/wikitext_raw_test.txt").write_text(f" = A title = \n\n {words} \n short line \n")
+    gsm = [{"question": "a b c", "answer": f"{'x ' * k}<<1+1=2>>2\n#### 2"} for k in range(8)]
+    (tmp_path / "gsm8k/test.jsonl").write_text("\n".join(map(json.dumps, gsm)))
+    (tmp_path / "arc/ARC-Challenge_test.json").write_text(json.dumps([{"instruction": "a b", "output": "answer1"}]))
+
+    def count(text: str) -> int:
+        return len(text.split())
+
+    pairs = {name: read(tmp_path / file, count) for name, (file, read) in lengths.SETS.items()}
+    assert pairs["WikiText-103"] == [(25, 25)]
+    assert pairs["GSM8K"] == [(5, k + 3) for k in range(8)]  # the calculator's marks are gone
+    assert pairs["ARC-Challenge"] == [(2, 1)]
+    found = lengths.parts(pairs["GSM8K"])
+    assert [p["answer"] for p in found["parts"]] == [4, 6, 8, 10] and found["questions"] == 8
 
 
 def test_shipped_answers_are_of_a_real_model():

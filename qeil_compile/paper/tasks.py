@@ -1,6 +1,6 @@
 """The three workloads: how long prompts and answers are, how many samples are drawn, what there is to choose from.
 
-Lengths are those of the public evaluation sets (`data/lengths.json`, made by benchmarks/workloads.py): questions sorted
+Lengths are those of the public evaluation sets (`data/lengths.json`, made by `paper.lengths`): questions sorted
 by length and cut into parts of equal size. Answers that a cascade looks at come from a recorded log of a real model,
 never from the family that is priced.
 """

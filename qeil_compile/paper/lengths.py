@@ -1,6 +1,6 @@
 """Lengths of prompts and answers of the evaluation sets, in tokens: what `qeil bench paper` plans and prices for.
 
-python benchmarks/workloads.py EVAL --vocab vocab.json --merges merges.txt [--json FILE]
+    python -m qeil_compile.paper.lengths EVAL --vocab vocab.json --merges merges.txt [--output FILE]
 
 EVAL holds wikitext/wikitext_raw_test.txt, gsm8k/test.jsonl and arc/ARC-Challenge_test.json. Tokens are those of GPT-2's
 byte-level BPE for all families, so that every family does the same work. Questions are sorted by their length and cut
@@ -9,14 +9,14 @@ into parts of equal size, each with its mean lengths. Nothing of the texts is ke
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 #: Parts of equal size into which a set is cut.
 PARTS = 4
@@ -78,25 +78,25 @@ SETS: dict[str, tuple[str, Callable[[Path, Encode], list[Pair]]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("eval", type=Path)
-    parser.add_argument("--vocab", type=Path, required=True)
-    parser.add_argument("--merges", type=Path, required=True)
-    parser.add_argument("--json", type=Path, default=Path("qeil_compile/paper/data/lengths.json"))
-    args = parser.parse_args()
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of the evaluation sets.")],
+    vocab: Annotated[Path, typer.Option(help="GPT-2's vocab.json.")],
+    merges: Annotated[Path, typer.Option(help="GPT-2's merges.txt.")],
+    output: Annotated[Path, typer.Option("--output", "-o")] = Path("qeil_compile/paper/data/lengths.json"),
+) -> None:
+    """Count, and write the numbers."""
     from tokenizers import ByteLevelBPETokenizer
 
-    tokenizer = ByteLevelBPETokenizer(str(args.vocab), str(args.merges))
+    tokenizer = ByteLevelBPETokenizer(str(vocab), str(merges))
 
     def encode(text: str) -> int:
         return len(tokenizer.encode(text).ids)
 
-    found = {name: parts(read(args.eval / file, encode)) for name, (file, read) in SETS.items()}
-    args.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    found = {name: parts(read(folder / file, encode)) for name, (file, read) in SETS.items()}
+    output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     for name, row in found.items():
-        print(f"{name}: {row['questions']} questions, mean {row['mean']}, parts {row['parts']}")
+        typer.echo(f"{name}: {row['questions']} questions, mean {row['mean']}, parts {row['parts']}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
