@@ -67,7 +67,8 @@ def show(results: paper.Results) -> None:
             for s in results.paper.shares if s.target == t.name and not s.task
         ]  # fmt: skip
         columns = ("plan", "energy [%]", "latency [%]", "IPW [1]", "instances [1]")
-        table(f"{t.name}: over the standard, mean over workloads and families (modelled)", columns, rows)
+        label = paper.label(results.paper, t.name)
+        table(f"{t.name}: over the standard, mean over workloads and families ({label})", columns, rows)
         for line in paper.summary(results.paper, t.name):
             say(line)
     table(

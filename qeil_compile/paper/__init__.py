@@ -12,6 +12,6 @@ from __future__ import annotations
 from .bench import Wanted, bench, write
 from .report import Results, document
 from .run import PLATFORM, TARGETS, Settings
-from .words import summary
+from .words import label, summary
 
-__all__ = ["PLATFORM", "TARGETS", "Results", "Settings", "Wanted", "bench", "document", "summary", "write"]
+__all__ = ["PLATFORM", "TARGETS", "Results", "Settings", "Wanted", "bench", "document", "label", "summary", "write"]

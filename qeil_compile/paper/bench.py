@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qeil_compile import api
 from qeil_compile.errors import InputError
@@ -72,7 +71,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     whole: dict[str, bytes] = {
         "report.html": made.html().encode(),
         "report.md": text.encode(),
-        "report.json": (json.dumps(results.to_json(), indent=1, default=_plain) + "\n").encode(),
+        "report.json": (json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n").encode(),
         **{f"figures/{name}": data for name, data in pictures.items()},
     }
     written = []
@@ -83,7 +82,3 @@ def write(results: Results, folder: Path) -> list[Path]:
             temporary.write_bytes(data)
         written.append(path)
     return written
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,9 +40,9 @@ class Results:
     notes: Sequence[str] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; every table says how its figures were found."""
+        """Plain data; every table says how its figures were found. What does not exist is null: JSON has no NaN."""
         p = self.paper
-        return {
+        data = {
             "bench": "paper",
             "quick": p.settings.quick,
             "environment": dict(self.environment),
@@ -61,6 +62,19 @@ class Results:
             "seconds": dict(p.seconds),
             "notes": list(self.notes),
         }
+        plain: dict[str, Any] = _plain(data)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, tuples as lists, what is not finite as None."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _row_json(r: Row) -> dict[str, Any]:
@@ -120,7 +134,8 @@ def _headline(made: Document, p: Paper) -> None:
     first = PLATFORM if PLATFORM in names else names[0]
     made.paragraph(words.headline(p, first))
     made.table(words.GOAL_COLUMNS, words.goal_rows(p, first), words.goal_kinds(p, first),
-               caption=f"{first}: over the standard, mean of all instances with 95 % interval (modelled).")  # fmt: skip
+               caption=f"{first}: over the standard, mean of all instances with 95 % interval "
+               f"({words.label(p, first)}).")  # fmt: skip
     drawn = figures.savings([s for s in p.shares if not s.task])
     made.figure(drawn, "Energy and latency of every plan over the standard's, all workloads and families.", "savings")
 
@@ -132,12 +147,13 @@ def _against(made: Document, p: Paper, target: str) -> None:
     made.table(
         ("plan", "step", "energy [%]", "latency [%]", "IPW [1]", "instances [1]"),
         [[s.plan, name, *_changes(s)] for name, s in p.split if s.target == target],
-        caption="Where it comes from: each step over the one before (modelled).",
+        caption=f"Where it comes from: each step over the one before ({words.label(p, target)}).",
     )
-    _by_task(made, [s for s in p.shares if s.target == target and s.task and s.plan != STANDARD])
+    mine = [s for s in p.shares if s.target == target and s.task and s.plan != STANDARD]
+    _by_task(made, mine, words.label(p, target))
 
 
-def _by_task(made: Document, shares: Sequence[Share]) -> None:
+def _by_task(made: Document, shares: Sequence[Share], label: str) -> None:
     names = list(dict.fromkeys(s.task for s in shares))
     of = {(s.plan, s.task): s for s in shares}
     columns = [f"{n}: {what} [%]" for n in names for what in ("energy", "latency")]
@@ -148,7 +164,7 @@ def _by_task(made: Document, shares: Sequence[Share]) -> None:
             s = of.get((plan, n))
             cells += ["-", "-"] if s is None else [words.percent(s.energy.value), words.percent(s.latency.value)]
         rows.append(cells)
-    made.table(("plan", *columns), rows, caption="By workload, over the standard (modelled).")
+    made.table(("plan", *columns), rows, caption=f"By workload, over the standard ({label}).")
 
 
 def _changes(s: Share) -> list[object]:

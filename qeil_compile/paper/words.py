@@ -105,6 +105,12 @@ def summary(paper: Paper, target: str) -> list[str]:
     return [headline(paper, target), *reasons(paper, target)]
 
 
+def label(paper: Paper, target: str) -> str:
+    """How far the figures of a target can be believed: what its prices say."""
+    found = dict.fromkeys(r.label for r in paper.rows if r.target == target and r.spent is not None)
+    return " and ".join(found) or "modelled"
+
+
 def headline(paper: Paper, target: str) -> str:
     """One sentence."""
     of: Sequence[Share] = [s for s in paper.shares if s.target == target and not s.task and s.plan in CASCADE.values()]
