@@ -253,8 +253,8 @@ def test_taking_a_part_out_never_helps(planned, job, task, shapes, target):
         assert not r.feasible or r.value > 0.97, r
     worths = ablation.worths(found)
     dasi = next(w for w in worths if w.part == ablation.DASI and w.objective == "latency")
-    # Decoding is bound by memory, which peak FLOP/s cannot see: the plan is slower, or too hot to run at all.
-    assert dasi.broken or dasi.value.value > 1.05
+    # Decoding is bound by memory, which peak FLOP/s cannot see.
+    assert not dasi.broken and dasi.value.value > 1.05
 
 
 def test_a_plan_without_memory_limits_may_not_run(model, shapes, task):

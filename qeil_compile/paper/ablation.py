@@ -98,9 +98,14 @@ def ablate(
 
 
 def _without_dasi(t: Tables, j: Job) -> Tables:
-    """Arithmetic at the peak of its type of numbers is all that takes time."""
-    tables_ = [j.costs[PROMPT], j.costs[STEPS]]
-    return t._replace(seconds=np.concatenate([c.dasi_eff * c.seconds for c in tables_]))
+    """Arithmetic at the peak of its type of numbers is all that takes time.
+
+    The same joules in less time would look too hot for any device: the ceiling is left to the true prices.
+    """
+    thermal = t.thermal.copy()
+    thermal[:, 5] = np.inf
+    costs = [j.costs[PROMPT], j.costs[STEPS]]
+    return t._replace(seconds=np.concatenate([c.dasi_eff * c.seconds for c in costs]), thermal=thermal)
 
 
 def _without_cpq(t: Tables, j: Job) -> Tables:
