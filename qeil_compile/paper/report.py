@@ -11,6 +11,7 @@ from typing import Any
 from qeil_compile.frontends.decoder import PROMPT
 from qeil_compile.report import Document
 from qeil_compile.report import figures as plan_figures
+from qeil_compile.sampling import Interval
 
 from . import figures, words
 from .ablation import Worth
@@ -254,8 +255,7 @@ def _ablation(made: Document, target: str, of: Sequence[Worth]) -> None:
     made.figure(figures.ablation(of), "What a missing part costs.", f"ablation-{_slug(target)}")
     made.table(
         ("part", "objective", "value [1]", "energy [1]", "latency [1]", "instances [1]", "do not run [1]"),
-        [[w.part, w.objective, *(f"{v.value:.3f} ({v.low:.3f} to {v.high:.3f})" for v in (
-            w.value, w.energy, w.latency)), w.instances, w.broken] for w in of],
+        [[w.part, w.objective, *map(_interval, (w.value, w.energy, w.latency)), w.instances, w.broken] for w in of],
         caption="Over the full plan's.",
     )  # fmt: skip
 
@@ -288,7 +288,8 @@ def _sensitivity_rows(of: Sequence[Any], methods: Sequence[str]) -> list[list[ob
     found: list[list[object]] = []
     for (device, name), by in rows.items():
         first = next(iter(by.values()))
-        flips = ", ".join(m for m, h in by.items() if h.flips)
+        flipped = [m for m, h in by.items() if h.flips]
+        flips = "all" if len(flipped) == len(by) else ", ".join(flipped)
         found.append([
             device, name, *(f"{v:.3g}" for v in first.at),
             *(f"{100 * by[m].low:.2f} / {100 * by[m].high:.2f}" if m in by else "-" for m in methods), flips or "no",
@@ -316,8 +317,9 @@ def _quality(made: Document, results: Results) -> None:
     ])
 
 
-def _interval(v: Any) -> str:
-    return f"{v.value:.3f} ({v.low:.3f} to {v.high:.3f})"
+def _interval(v: Interval) -> str:
+    """`-` where nothing could be compared."""
+    return "-" if math.isnan(v.value) else f"{v.value:.3f} ({v.low:.3f} to {v.high:.3f})"
 
 
 def _measured(made: Document, results: Results) -> None:
