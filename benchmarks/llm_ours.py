@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 from llm_peer import Peer
 
 from qeil_compile.api import Settings, find_target
+from qeil_compile.backends import names
 from qeil_compile.language import (
     FAMILIES,
     DecoderSettings,
@@ -33,7 +33,7 @@ class Ours(Peer):
 
     def load(self) -> str:
         self.runner: Any = None
-        return f"qeil_compile, {', '.join(common.names())}"
+        return f"qeil_compile, {', '.join(names())}"
 
     def _artifact(self, rows: int, prompt: int, tokens: int) -> Path:
         return self.place / f"{self.source.name}-ours-{self.form}-{rows}-{prompt}-{tokens}.qeil"

@@ -179,6 +179,12 @@ def _asking(page: Page) -> None:
     (page.folder / "wikitext.txt").write_text("The cat sat on the mat. " * 20)
 
 
+def _report(page: Page) -> None:
+    _model(page.folder)
+    _artifact(page.folder)
+    shutil.copytree(page.reasoner, page.folder / "llm.qeil")
+
+
 def _resilience(page: Page) -> None:
     shutil.copytree(page.reasoner, page.folder / "model.qeil")
 
@@ -204,6 +210,7 @@ _PREPARE: Mapping[str, Callable[[Page], None]] = {
     "docs/profiles.md": _profiles,
     "docs/quick-start.md": _quick,
     "docs/reasoner.md": _reasoner,
+    "docs/report.md": _report,
     "docs/resilience.md": _resilience,
     "docs/paper.md": _paper,
     "docs/selection.md": _selection,
@@ -212,7 +219,7 @@ _PREPARE: Mapping[str, Callable[[Page], None]] = {
 }  # fmt: skip
 #: Pages whose commands run language models, which takes the most time.
 LANGUAGE = ("README.md", "docs/asking.md", "docs/generation.md", "docs/language-models.md", "docs/reasoner.md",
-            "docs/resilience.md")  # fmt: skip
+            "docs/report.md", "docs/resilience.md")  # fmt: skip
 #: Pages whose commands are processes.
 PROCESSES = ("docs/backends.md", "docs/quick-start.md")
 OTHERS = tuple(p for p in PAGES if p not in (*LANGUAGE, *PROCESSES))
