@@ -416,6 +416,17 @@ def test_checkpoint_and_task_belong_together():
         paper.bench(paper.Wanted(["lunar-lake-258v"], checkpoint=Path("x")))
 
 
+@pytest.mark.parametrize(("rows_", "message"), [
+    ([{"question": "How much is 1 + 1?", "answer": "2"}], "found 1 questions, expected at least 2"),
+    ([{"question": "Who?", "answer": "a", "options": {"a": "x", "b": "y"}}] * 2, "is of kind choice"),
+])  # fmt: skip
+def test_questions_that_cannot_be_used_are_refused_before_anything_runs(tmp_path: Path, rows_, message: str):
+    path = tmp_path / "task.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows_)))
+    with pytest.raises(InputError, match=message):
+        paper.bench(paper.Wanted(["lunar-lake-258v"], checkpoint=tmp_path / "nothing", task=path))
+
+
 def test_value_of_a_restricted_problem(job, model):
     """The prompt alone is the joint problem without its steps."""
     plan = np.zeros(job.split + len(job.costs[STEPS].groups.groups), dtype=np.int64)

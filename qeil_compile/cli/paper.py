@@ -73,9 +73,10 @@ def show(results: paper.Results) -> None:
             say(line)
     table(
         "quality (answers measured)",
-        ("model", "rule", "questions [1]", "accuracy [1]", "samples [1]", "energy [J]", "seconds [s]", "IPJ [1/J]",
+        ("model", "questions", "rule", "accuracy [1]", "samples [1]", "energy [J]", "seconds [s]", "IPJ [1/J]",
          "energy is"),
-        [[a.model, a.rule, a.questions, f"{a.accuracy.value:.3f}", f"{a.samples:.2f}", f"{a.joules:.3g}",
+        [[a.model, f"{a.questions} {a.source}", a.rule,
+          f"{a.accuracy.value:.3f}", f"{a.samples:.2f}", f"{a.joules:.3g}",
           f"{a.seconds:.3g}", f"{a.ipj:.3g}", a.label] for a in results.answers],
     )  # fmt: skip
     table(

@@ -33,8 +33,6 @@ DASI, CPQ, PHI, FUSION, SEARCH = (
 PARTS = (DASI, CPQ, PHI, FUSION, SEARCH)
 #: What stands for an objective where a rule of sampling is changed and not a plan.
 SAMPLING = "energy of PGSAM's plan for energy"
-#: Objectives that are looked at: what a part of the model is worth depends on what is asked for.
-GOALS = OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,10 @@ def ablate(
         plans[name] = _best(change(true, j), starts, settings)
     plans[FUSION] = _unfused(j, task, part, shapes, target, conditions, settings)
     unit = reference(true, starts)
-    plans[SEARCH] = {o: _greedy(j, o, unit) for o in GOALS}
+    plans[SEARCH] = {o: _greedy(j, o, unit) for o in OBJECTIVES}
     found = []
     for name in PARTS:
-        for o in GOALS:
+        for o in OBJECTIVES:
             plan = plans[name].get(o)
             full = j.value(STEPS, planned.plans[PGSAM[o]])
             mine = None if plan is None else j.value(STEPS, plan)
@@ -126,7 +124,7 @@ _CHANGES: Mapping[str, Callable[[Tables, Job], Tables]] = {
 def _best(t: Tables, starts: Sequence[np.ndarray], settings: Search) -> dict[str, np.ndarray]:
     """The best plan for each objective under some prices."""
     found = search(t, starts, settings)
-    return {o: found.best[o][1] for o in GOALS if o in found.best}
+    return {o: found.best[o][1] for o in OBJECTIVES if o in found.best}
 
 
 def _unfused(
@@ -159,7 +157,7 @@ def worths(rows: Sequence[Ablated], seed: int = 0) -> list[Worth]:
     """Each part and objective over all instances."""
     found = []
     for part in PARTS:
-        for o in GOALS:
+        for o in OBJECTIVES:
             mine = [r for r in rows if (r.part, r.objective) == (part, o)]
             good = [r for r in mine if r.feasible]
             value, energy, latency = (_geometric([getattr(r, n) for r in good], seed) for n in (

@@ -48,6 +48,8 @@ def bench(wanted: Wanted, progress: Progress = lambda step, done, total: None) -
     """Everything that was asked for. Raises `TargetError`, `InputError`, `ModelError`."""
     if (wanted.checkpoint is None) != (wanted.task is None):
         raise InputError("checkpoint and task belong together: give both, or neither")
+    # What is wrong with them is told before the minutes of the plans.
+    own = None if wanted.task is None else quality.own_task(wanted.task)
     targets = [api.find_target(t) for t in dict.fromkeys(wanted.targets)]
     log = Log(answers_log(wanted.answers))
     work = tasks(log.samples)
@@ -56,10 +58,8 @@ def bench(wanted: Wanted, progress: Progress = lambda step, done, total: None) -
     count = wanted.questions or (QUICK_QUESTIONS if settings.quick else QUESTIONS)
     answers = list(quality.demo_answers(count, wanted.samples, wanted.price, progress)) if wanted.quality else []
     texts = [quality.demo_text()] if wanted.quality else []
-    if wanted.checkpoint is not None and wanted.task is not None:
-        answers += quality.checkpoint_answers(
-            wanted.checkpoint, wanted.task, count, wanted.samples, wanted.price, progress
-        )  # fmt: skip
+    if wanted.checkpoint is not None and own is not None:
+        answers += quality.checkpoint_answers(wanted.checkpoint, own, count, wanted.samples, wanted.price, progress)
     measured, left = measure.measure(paper.instances, progress) if wanted.measure else ([], [])
     return Results(paper, work, environment(), answers, texts, measured, left)
 

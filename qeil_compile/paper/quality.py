@@ -43,6 +43,8 @@ from qeil_compile.sampling.source import ask
 Progress = Callable[[str, int, int], None]
 #: Tokens of a prompt and of an answer that plans and limits are made for.
 _PROMPT, _ANSWER = 96, 96
+#: Questions: one half to learn from, one to be asked.
+_LEAST = 2
 _ENGINES = "onnxruntime:CPU,openvino:CPU"
 
 
@@ -100,13 +102,21 @@ def demo_answers(count: int, samples: int, price: float | None, progress: Progre
     return answers(runner, task, prompt, samples, price, progress)
 
 
-def checkpoint_answers(
-    folder: Path, file: Path, count: int, samples: int, price: float | None, progress: Progress
-) -> list[Answers]:  # fmt: skip
-    """A checkpoint and questions of one's own. Raises `InputError` where these are not asked for numbers."""
+def own_task(file: Path) -> Task:
+    """Questions of one's own. Raises `InputError` where they cannot be read, or have no numbers for answers."""
     task = load_task(file)
     if task.kind != "numbers":
         raise InputError(f"task {file}: is of kind {task.kind}, expected questions whose answers are numbers")
+    if len(task.questions) < _LEAST:
+        raise InputError(f"task {file}: found {len(task.questions)} questions, expected at least {_LEAST}: the cascade "
+                         "learns from other ones than it is asked")  # fmt: skip
+    return task
+
+
+def checkpoint_answers(
+    folder: Path, task: Task, count: int, samples: int, price: float | None, progress: Progress
+) -> list[Answers]:  # fmt: skip
+    """A checkpoint on the first `count` of one's own questions. Raises as `compile_decoder` does."""
     short = Task(task.name, task.kind, list(task.questions)[:count])
     return answers(_runner(folder, samples, progress), short, lambda question: question, samples, price, progress)
 
@@ -132,12 +142,8 @@ def _runner(folder: Path, samples: int, progress: Progress) -> Runner:
 def answers(
     runner: Runner, task: Task, form: Callable[[str], object], samples: int, price: float | None, progress: Progress
 ) -> list[Answers]:  # fmt: skip
-    """All samples in one batch, and the cascade. `price` is that of the machine, in any currency.
-
-    Raises `InputError` for fewer than two questions: the cascade learns from other ones than it is asked.
-    """
-    if len(task.questions) < 2:
-        raise InputError(f"task {task.name}: found {len(task.questions)} questions, expected at least 2")
+    """At least two questions with all samples in one batch, and by the cascade. `price` is that of the machine, in any
+    currency."""
     source = open_source([runner], Sampling(temperature=0.8, max_tokens=_ANSWER), form, task.extract)
     fixed = Selector(Looks((samples,), source.price(0)), [SelfConsistency(samples)])
     first = list(_asked(source, task, lambda k: fixed, "all samples in one batch", progress))

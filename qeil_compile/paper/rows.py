@@ -7,7 +7,7 @@ are differences of two joint plans of the cost model, so that R rounds of S samp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,9 +131,3 @@ def _state(costs: CostTable, place: np.ndarray) -> PhaseState:
 def _leaked(state: DeviceState, dynamic: float) -> float:
     """Phi is dynamic / (dynamic + leaked)."""
     return dynamic * (1 / state.phi - 1) if state.phi > 0 else 0.0
-
-
-def shares(values: Mapping[str, Spent], against: str) -> dict[str, tuple[float, float, float]]:
-    """Energy, latency and mean power of each over those of one of them."""
-    base = values[against]
-    return {n: (v.energy / base.energy, v.latency / base.latency, v.power / base.power) for n, v in values.items()}
