@@ -37,7 +37,10 @@ def command(
         arguments.check_file(html, ".html", overwrite)
     if language.is_decoder_artifact(artifact):
         if plot is not None or stage is not None or operators:
-            raise InputError(f"{artifact}: holds a language model, for which there is no --plot, --stage, --operators; --html FILE has its figures")
+            raise InputError(
+                f"{artifact}: holds a language model, for which there is no --plot, --stage, --operators; "
+                "--html FILE has its figures"
+            )
         decoder.explain(artifact, as_json, html)
         return
     if plot is not None:
