@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,11 +94,18 @@ class OnnxRuntimeBackend:
     ) -> DecoderStage:
         """Compile a stage of a decoder, its states in buffers bound to the session."""
         from qeil_compile.backends.onnxruntime.decoder import decoder_stage
+        from qeil_compile.backends.onnxruntime.integer import exact, rewritten
+        from qeil_compile.backends.onnxruntime.prefix import shared_prefix
 
-        weights = {name: np.ascontiguousarray(a) for name, a in weights.items()}
-        session = _session(program, weights, device, _settings(device, exclusive, threads))
+        kept: Mapping[str, np.ndarray] = {name: np.ascontiguousarray(a) for name, a in weights.items()}
+        own: frozenset[str] = frozenset()
+        if device == "CPU" and exact():
+            found = rewritten(program, kept)
+            program, kept, own = found.program, found.weights, found.packed
+        running = replace(program, payload=shared_prefix(program.payload, states)) if device == "CPU" else program
+        session = _session(running, kept, device, _settings(device, exclusive, threads))
         try:
-            return decoder_stage(session, program.payload, states, weights)
+            return decoder_stage(session, program.payload, states, {n: a for n, a in kept.items() if n not in own})
         except (LookupError, MemoryError, TypeError, ValueError) as error:  # states of a form that no cache has
             raise BackendError(f"onnxruntime:{device}: {_line(error)}") from error
 

@@ -1,8 +1,9 @@
 """Decoder stages on ONNX Runtime: states in buffers that are input and output at once.
 
 GroupQueryAttention writes new keys and values into the buffer that it reads, so nothing is copied while the buffer has
-room. States of convolutions are small; two buffers change places. Models that append by themselves (as exporters write
-them) hand out new tensors, which are read next.
+room. Rows that are picked from one row share its tokens: these are kept once (`prefix`), and the buffers hold what rows
+have of their own. States of convolutions are small; two buffers change places. Models that append by themselves (as
+exporters write them) hand out new tensors, which are read next.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from qeil_compile.backends.onnxruntime.prefix import SHARED, prefix_of
 from qeil_compile.errors import BackendError
 
+#: Tokens that rows would have to read more than once before they are kept apart, which takes some operators more.
+_WORTH_SHARING = 256
 #: Places of a cache that are added at once when it is full.
 _GROWTH = 128
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype("f4"), "tensor(float16)": np.dtype("f2")}
@@ -31,8 +35,10 @@ class OrtDecoderStage:
     def __init__(self, session: Any, states: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> None:
         self._session, self._weights = session, weights
         shapes = {i.name: i.shape for i in session.get_inputs()}
-        self._given = [n for n in shapes if n not in states]
         self.states: Sequence[str] = [n for n in shapes if n in states]
+        self._shares = SHARED in shapes
+        kept = {SHARED, *states, *(prefix_of(n) for n in states)}
+        self._given = [n for n in shapes if n not in kept]
         self._present = {n: states[n] for n in self.states}
         written = set(self._present.values())
         self._outputs = [o.name for o in session.get_outputs() if o.name not in written]
@@ -45,17 +51,32 @@ class OrtDecoderStage:
         self._free: dict[str, list[np.ndarray]] = {n: [] for n in self._growing}
         self._buffers: dict[str, np.ndarray] = {}
         self._values: dict[str, Any] = {}
-        self._total = self._capacity = 0
+        # Tokens in the buffers, places in them, and columns of the rows as the session counts them.
+        self._total = self._capacity = self._width = 0
         self._binding: Any = None
+        # A row that others were picked from, and their number, until their next pass tells its length.
+        self._picked: tuple[int, int] | None = None
+        self._prefix: dict[str, np.ndarray] = {}
+        self._shared = 0
         self.reset(1)
 
     def reset(self, rows: int) -> None:
-        self._total = 0
+        self._total = self._width = 0
+        self._unshare()
         self._release()
         self._renew({n: np.zeros(self._shape(n, rows, 0), self._dtypes[n]) for n in self.states}, 0)
 
     def select(self, rows: np.ndarray) -> None:
         buffers = {n: b[rows] for n, b in self._buffers.items() if self._is_fixed(n)}
+        if self._picked is not None:
+            self._picked = (self._picked[0], len(rows))
+            self._renew(self._buffers | buffers, self._capacity)
+            return
+        spared = (len(rows) - 1) * self._total
+        if self._shares and not self._shared and spared >= _WORTH_SHARING and (rows == rows[0]).all():
+            self._picked = (int(rows[0]), len(rows))
+            self._renew(self._buffers | buffers, self._capacity)
+            return
         if (np.diff(rows, prepend=-1) > 0).all():
             # Rows only leave: those behind them move up, within the buffers.
             if len(rows) == self._rows:
@@ -82,6 +103,25 @@ class OrtDecoderStage:
         block = free.pop(min(fitting, key=lambda k: free[k].size)) if fitting else np.empty(size, self._dtypes[name])
         return block, block[:size].reshape(shape)
 
+    def _share(self, length: int) -> None:
+        """The picked row's tokens are the prefix of all rows, which begin with nothing of their own."""
+        assert self._picked is not None
+        row, rows = self._picked
+        self._picked, self._shared, self._total = None, length, 0
+        buffers = {n: b for n, b in self._buffers.items() if self._is_fixed(n)}
+        blocks, capacity = {}, _rounded(1)
+        for name in self._growing:
+            self._prefix[name] = np.ascontiguousarray(self._buffers[name][row, :, :length])
+            blocks[name], buffers[name] = self._block(name, self._shape(name, rows, capacity))
+        self._release()
+        self._blocks = blocks
+        self._renew(buffers, capacity)
+
+    def _unshare(self) -> None:
+        self._picked, self._shared = None, 0
+        # The operators want some; what it holds is not read.
+        self._prefix = {n: np.zeros((s[1], 1, s[3]), self._dtypes[n]) for n in self._growing for s in [self._shapes[n]]}
+
     def _release(self) -> None:
         """What is in use is free: a prompt's block and its samples' are kept, none older."""
         for name, block in self._blocks.items():
@@ -97,15 +137,36 @@ class OrtDecoderStage:
         return goal
 
     def export(self) -> dict[str, np.ndarray]:
-        return {n: np.array(b if self._is_fixed(n) else b[:, :, : self._total]) for n, b in self._buffers.items()}
+        return {n: np.array(b if self._is_fixed(n) else self._whole(n)) for n, b in self._buffers.items()}
+
+    def _whole(self, name: str) -> np.ndarray:
+        """Keys or values of all rows, what they share included, as wide as the session counts."""
+        buffer = self._buffers[name][:, :, : self._total]
+        if self._picked is not None:
+            row, rows = self._picked
+            return np.repeat(buffer[row : row + 1], rows, axis=0)
+        if not self._shared:
+            return buffer
+        whole = np.zeros(self._shape(name, len(buffer), self._width), buffer.dtype)
+        whole[:, :, : self._shared] = self._prefix[name]
+        whole[:, :, self._shared : self._shared + self._total] = buffer
+        return whole
 
     def load(self, states: Mapping[str, np.ndarray]) -> None:
+        self._unshare()
         self._release()
         self._total = next((states[n].shape[2] for n in self.states if not self._is_fixed(n)), 0)
+        self._width = self._total
         self._renew({n: np.ascontiguousarray(states[n]) for n in self.states}, self._total)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        total = feeds["mask"].shape[1]
+        self._width = total = feeds["mask"].shape[1]
+        if self._picked is not None:
+            new = feeds["mask"].shape[1] - self._total
+            self._share(int(feeds["lengths"][0]) + 1 - new)
+        if self._shared:
+            total = int(feeds["total"]) - self._shared
+            feeds = {**feeds, "lengths": feeds["lengths"] - np.int32(self._shared), "total": np.array(total, np.int32)}
         try:
             if total > self._capacity and self.states:
                 self._grow(total)
@@ -159,6 +220,11 @@ class OrtDecoderStage:
                 value = ort.OrtValue.ortvalue_from_numpy(np.empty_like(buffers[name]))
                 self._values[self._present[name]] = value
             self._binding.bind_ortvalue_output(self._present[name], value)
+        if self._shares:
+            self._flag = np.array(bool(self._shared))  # its memory is the value's memory, as of all arrays here
+            for name, array in {SHARED: self._flag, **{prefix_of(n): a for n, a in self._prefix.items()}}.items():
+                value = self._values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+                self._binding.bind_ortvalue_input(name, value)
 
     def _swap(self, name: str) -> None:
         """What was written is read next, and what was read is written over."""

@@ -4,11 +4,10 @@ from qeil_compile.models.decoder.checkpoint import Decoder, is_decoder, open_dec
 from qeil_compile.models.decoder.config import FAMILIES_READ, DecoderConfig, DecoderFacts, Rope, decoder_config
 from qeil_compile.models.decoder.exported import ExportedDecoder
 from qeil_compile.models.decoder.families import FAMILIES
-from qeil_compile.models.decoder.graph import BLOCK, DecoderGraph, bind, decoder_graph
+from qeil_compile.models.decoder.graph import DecoderGraph, bind, decoder_graph
 from qeil_compile.models.decoder.weights import pack, unpack
 
 __all__ = [
-    "BLOCK",
     "FAMILIES",
     "FAMILIES_READ",
     "Decoder",

@@ -24,8 +24,9 @@ from qeil_compile.forms.onnx_source import declare_external, dtype_code
 from qeil_compile.models.decoder.config import DecoderConfig, DecoderFacts
 
 MS = "com.microsoft"
-#: Block of a row of a matrix that shares a scale, in 4- and 8-bit weights.
-BLOCK = 32
+#: Values of a row of a matrix that share a scale: in 4-bit weights, and at least in 8-bit weights, whose blocks are as
+#: long as MatMulNBits has them, with the scale of their row in all of them.
+BLOCK, _LONGEST_BLOCK = 32, 256
 Shape = tuple[int | str, ...]
 #: A matrix narrower than this stays as it is: nothing is won by packing it.
 _LEAST = 64
@@ -65,8 +66,8 @@ class DecoderGraph:
 
 
 def decoder_graph(config: DecoderConfig, dtype: str = "float32", bits: int | None = None) -> DecoderGraph:
-    """Build the model. `dtype` is that of activations; `bits` 8 and 4 pack matrices in blocks of `BLOCK` with a scale
-    each (MatMulNBits), otherwise they have the type of the activations."""
+    """Build the model. `dtype` is that of activations; `bits` pack matrices (MatMulNBits): 8 with a scale per row, 4 in
+    blocks of `BLOCK` with a scale each. Otherwise they have the type of the activations."""
     return _Builder(config, dtype, bits).build()
 
 
@@ -247,12 +248,13 @@ class _Builder:
         if self.packed is None or inputs % BLOCK or min(inputs, outputs) < _LEAST:
             table = self._weight(weight, (outputs, inputs))
             return self._node("FusedMatMul", [x, table], label, shape, MS, name, transB=1)
-        blocks = inputs // BLOCK
-        codes = self._weight(f"{weight}.codes", (outputs, blocks, BLOCK * self.packed // 8), "uint8")
+        block = BLOCK if self.packed == 4 else min(_LONGEST_BLOCK, inputs & -inputs)
+        blocks = inputs // block
+        codes = self._weight(f"{weight}.codes", (outputs, blocks, block * self.packed // 8), "uint8")
         scales = self._weight(f"{weight}.scales", (outputs, blocks))
         # Level 4 multiplies integers: activations are quantised as they come, as llama.cpp does.
         return self._node("MatMulNBits", [x, codes, scales], label, shape, MS, name, K=inputs, N=outputs,
-                          bits=self.packed, block_size=BLOCK, accuracy_level=4)  # fmt: skip
+                          bits=self.packed, block_size=block, accuracy_level=4)  # fmt: skip
 
     # ---- tensors
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from qeil_compile.errors import ModelError
-from qeil_compile.models.decoder.graph import BLOCK, DecoderGraph, WeightSpec
+from qeil_compile.models.decoder.graph import DecoderGraph, WeightSpec
 
 
 class Tensors(Protocol):
@@ -131,9 +131,10 @@ class Assembler:
 
     def _pack(self, base: str, spec: WeightSpec, part: str) -> np.ndarray:
         if base not in self._packed:
-            bits = 8 * spec.shape[-1] // BLOCK if part == "codes" else self.graph.bits
             matrix = np.asarray(self._plain(base, None), dtype=np.float32)
-            self._packed = {base: pack(matrix, bits)}  # codes and scales are asked for one after the other
+            blocks = self.graph.weights[f"{base}.scales"].shape[1]
+            # Codes and scales are asked for one after the other.
+            self._packed = {base: pack(matrix, self.graph.bits, blocks)}
         codes, scales = self._packed[base]
         return codes if part == "codes" else _as(scales, spec)
 
@@ -184,28 +185,36 @@ class Assembler:
         return array.T if part.transpose else array
 
 
-def pack(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes uint8 [n, k / BLOCK, BLOCK * bits / 8] and scales float32 [n, k / BLOCK] of a matrix float32 [n, k].
+def pack(matrix: np.ndarray, bits: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes uint8 [n, blocks, k / blocks * bits / 8] and scales float32 [n, blocks] of a matrix float32 [n, k].
 
-    Symmetric, with the zero in the middle of the codes (8 or 128), as MatMulNBits has it without zero points. The value
-    of largest magnitude of a block takes the code at the long end, and the scale that is best in least squares for the
-    resulting codes follows; low nibbles come first.
+    Symmetric, with the zero in the middle of the codes (8 or 128), as MatMulNBits has it without zero points. A scale
+    is the best in least squares for its codes: of 4 bits each block has its own, and its value of largest magnitude
+    takes the code at the long end, low nibbles first; of 8 bits all blocks of a row have the row's, with codes from 1
+    to 255, so that a product of integers may take a row as signed numbers and scale what it adds up to.
     """
     n, k = matrix.shape
-    blocks = np.ascontiguousarray(matrix).reshape(n, k // BLOCK, BLOCK)
-    middle = 1 << (bits - 1)
-    far = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
-    scales = far / np.float32(-middle)
+    if bits == 8:
+        rows = np.ascontiguousarray(matrix)
+        levels, scales = _levels(rows, np.abs(rows).max(axis=1, keepdims=True) / np.float32(127), 127)
+        codes = (levels + 128).astype(np.uint8).reshape(n, blocks, k // blocks)
+        return codes, np.repeat(scales, blocks, axis=1)
+    cut = np.ascontiguousarray(matrix).reshape(n, blocks, k // blocks)
+    far = np.take_along_axis(cut, np.abs(cut).argmax(axis=2)[..., None], axis=2)
+    levels, scales = _levels(cut, far / np.float32(-8), 7)
+    codes = (levels + 8).astype(np.uint8)
+    return np.bitwise_or(codes[..., 0::2], codes[..., 1::2] * np.uint8(16)), scales[..., 0]
+
+
+def _levels(values: np.ndarray, scales: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers up to `most` (as far as the scales' signs go, one below -most) for values over scales, which hold
+    along the last axis, and the scales that are best in least squares for them."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        levels = np.where(scales != 0, blocks / scales, 0.0)
-    levels = np.clip(np.rint(levels), -middle, middle - 1)
-    squares = (levels * levels).sum(axis=2, keepdims=True)
-    best = (levels * blocks).sum(axis=2, keepdims=True) / np.where(squares > 0, squares, 1.0)
-    scales = np.where(squares > 0, best, 0.0).astype(np.float32)
-    codes = (levels + middle).astype(np.uint8)
-    if bits == 4:
-        codes = np.bitwise_or(codes[..., 0::2], codes[..., 1::2] * np.uint8(16))
-    return codes, scales[..., 0]
+        levels = np.where(scales != 0, values / scales, 0.0)
+    levels = np.clip(np.rint(levels), -most - 1, most)
+    squares = (levels * levels).sum(axis=-1, keepdims=True)
+    best = (levels * values).sum(axis=-1, keepdims=True) / np.where(squares > 0, squares, 1.0)
+    return levels, np.where(squares > 0, best, 0.0).astype(np.float32)
 
 
 def unpack(codes: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
@@ -236,7 +245,8 @@ def random_array(graph: DecoderGraph, name: str, seed: int = 0) -> np.ndarray:
     if part == "codes":
         return rng.integers(0, 256, spec.shape, dtype=np.uint8)
     if part == "scales":
-        return _as(np.full(spec.shape, 0.02 / 4), spec)
+        # With codes drawn evenly, values are spread as those of a matrix that is not packed.
+        return _as(np.full(spec.shape, 0.02 / (4.6 if graph.bits == 4 else 73.9)), spec)
     if base.endswith("norm"):
         return _as(np.ones(spec.shape) if part == "weight" else np.zeros(spec.shape), spec)
     if part == "bias":
