@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -127,4 +127,13 @@ class DecoderBackend(Protocol):
         exclusive: bool = True, threads: int = 0,
     ) -> DecoderStage:
         """Compile a stage whose inputs `states` become the outputs that they are mapped to; otherwise as `compile`."""
+        ...
+
+
+@runtime_checkable
+class IntegerRows(Protocol):
+    """A backend with two ways to run packed weights (`forms.products`)."""
+
+    def integer_rows(self, device: str) -> bool:
+        """Whether stages of decoders on this device can run packed weights as rows of 8-bit integers."""
         ...

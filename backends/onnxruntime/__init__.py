@@ -83,6 +83,12 @@ class OnnxRuntimeBackend:
         weights = {name: np.ascontiguousarray(a) for name, a in weights.items()}
         return _Executable(_session(program, weights, device, _settings(device, exclusive, threads)), weights)
 
+    def integer_rows(self, device: str) -> bool:
+        """On the CPU, where its products of integers do not saturate."""
+        from qeil_compile.backends.onnxruntime.integer import exact
+
+        return device == "CPU" and exact()
+
     def compile_decoder(
         self,
         program: StageProgram,
@@ -94,12 +100,12 @@ class OnnxRuntimeBackend:
     ) -> DecoderStage:
         """Compile a stage of a decoder, its states in buffers bound to the session."""
         from qeil_compile.backends.onnxruntime.decoder import decoder_stage
-        from qeil_compile.backends.onnxruntime.integer import exact, rewritten
+        from qeil_compile.backends.onnxruntime.integer import rewritten
         from qeil_compile.backends.onnxruntime.prefix import shared_prefix
 
         kept: Mapping[str, np.ndarray] = {name: np.ascontiguousarray(a) for name, a in weights.items()}
         own: frozenset[str] = frozenset()
-        if device == "CPU" and exact():
+        if self.integer_rows(device):
             found = rewritten(program, kept)
             program, kept, own = found.program, found.weights, found.packed
         running = replace(program, payload=shared_prefix(program.payload, states)) if device == "CPU" else program

@@ -22,12 +22,11 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from qeil_compile.forms.onnx_source import declare_external
+from qeil_compile.forms.products import asks_integer_rows
 from qeil_compile.forms.program import StageProgram
 
 _MS = "com.microsoft"
 _INT8, _FLOAT = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT
-#: Key of a program's metadata, and its value: 4-bit weights become rows of 8-bit integers when they are loaded.
-PRODUCTS, ROWS = "qeil.products", "integer rows"
 #: Rows of a matrix that are made into rows of integers at a time.
 _CHUNK = 1024
 #: A token of zeros alone has a scale, too.
@@ -52,12 +51,13 @@ def exact() -> bool:
     weights = np.full((inner, outer), 127, np.int8)
     tensor = onnx.TensorProto(name="w", dims=weights.shape, data_type=_INT8)
     declare_external(tensor, "w")
-    zero = numpy_helper.from_array(np.uint8(0), "zero")
-    node = helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])
+    one = numpy_helper.from_array(np.float32(1), "one")
+    node = helper.make_node("MatMulIntegerToFloat", ["x", "w", "one", "one"], ["y"], domain=_MS)
     given = helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, ["rows", inner])
-    found = helper.make_tensor_value_info("y", onnx.TensorProto.INT32, ["rows", outer])
-    graph = helper.make_graph([node], "probe", [given], [found], [tensor, zero])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    found = helper.make_tensor_value_info("y", _FLOAT, ["rows", outer])
+    graph = helper.make_graph([node], "probe", [given], [found], [tensor, one])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(_MS, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     options.add_external_initializers(["w"], [ort.OrtValue.ortvalue_from_numpy(weights)])
@@ -72,9 +72,9 @@ def exact() -> bool:
 
 def rewritten(program: StageProgram, weights: Mapping[str, np.ndarray]) -> Rewritten:
     """The program with products of integers in place of MatMulNBits, where weights have one scale per row, or where the
-    program asks for it (`ROWS`)."""
+    program asks for it (`forms.products`): then 4-bit weights become rows of 8 bits here."""
     model = onnx.load_model_from_string(program.payload)
-    wanted = any(p.key == PRODUCTS and p.value == ROWS for p in model.metadata_props)
+    wanted = asks_integer_rows(model)
     nodes = [n for n in model.graph.node if n.op_type == "MatMulNBits" and _fits(n, weights, wanted)]
     if not nodes:
         return Rewritten(program, weights, frozenset())

@@ -159,6 +159,9 @@ def _packed(node: Any) -> list[Any]:
     """x [..., k] times codes less their middle times scales, in the pattern that the CPU plugin keeps packed."""
     bits = node.get_attribute("bits")
     codes, scales = (_reading.weights[node.get_attribute(n)] for n in ("codes", "scales"))
+    if bits == 8 and (scales == scales[:, :1]).all():
+        # One scale per row is the form that it knows best.
+        codes, scales = codes.reshape(len(codes), 1, -1), scales[:, :1]
     n, blocks, width = codes.shape
     size = width * 8 // bits
     kind = ov.Type.u4 if bits == 4 else ov.Type.u8

@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 import numpy as np
+import onnx
 
 from qeil_compile.artifact.decoder import PhaseUnits
 from qeil_compile.errors import BackendError
+from qeil_compile.forms.products import asks_integer_rows
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
 from qeil_compile.language.compiled import CompiledDecoder, PhaseTiming
 from qeil_compile.models.decoder import DecoderFacts
+from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.runtime.session import Session
 
 #: Bytes per second at which a cache is taken out of one engine and put into another, at least.
@@ -31,9 +34,16 @@ _STEPS, _TURN_STEPS = 64, 8
 _ROUNDS, _REST = (3, 15), 0.06
 #: What engines hold in memory, at most, in multiples of the weights; share of the free memory that finals may take.
 _COPIES, _SHARE_OF_MEMORY = 2.5, 0.8
+#: A first run that takes so many times the best one known is the only one: what an engine prepares in it is less.
+_HOPELESS = 20.0
 #: Another engine for a phase has to save this share of the whole: less is noise.
 _WORTH = 0.02
 Say = Callable[[str], None]
+
+
+def in_rows(unit: LoweredUnit) -> bool:
+    """Whether a unit's packed weights run as rows of 8-bit integers because its program asks for it."""
+    return unit.program.form == "onnx" and asks_integer_rows(onnx.load_model_from_string(unit.program.payload))
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +57,7 @@ class Option:
     @property
     def pure(self) -> bool:
         """One placement and one form of the weights for everything."""
-        return len({(u.placements, p.bits) for p in self.phases.values() for u in p.units}) == 1
+        return len({(u.placements, p.bits, in_rows(u)) for p in self.phases.values() for u in p.units}) == 1
 
     def weight_bytes(self, compiled: CompiledDecoder) -> int:
         """Bytes of the weights that it needs."""
@@ -60,15 +70,19 @@ def measure(
     """Time each option; one is in memory at a time. Also why an engine refused a candidate, by its name."""
     found: list[PhaseTiming] = []
     refused: dict[str, str] = {}
+    best: dict[str, float] = {}
     for option in options:
         say(f"{option.name}, {option.bits} bit")
         try:
             # Without a name the session ends here, and not when the next one has started.
-            found += list(
+            timings = list(
                 _timings(
-                    replace(compiled, phases=option.phases).start(), option, compiled.workload, compiled.facts, seconds
+                    replace(compiled, phases=option.phases).start(), option, compiled.workload, compiled.facts, seconds,
+                    best,
                 )
-            )
+            )  # fmt: skip
+            found += timings
+            best |= {t.phase: min(t.seconds, best.get(t.phase, t.seconds)) for t in timings}
         except BackendError as error:
             refused[f"{option.name}, {option.bits} bit"] = str(error)
         finally:
@@ -77,25 +91,33 @@ def measure(
 
 
 def _timings(
-    session: Session, option: Option, workload: Generation, facts: DecoderFacts, seconds: float
+    session: Session, option: Option, workload: Generation, facts: DecoderFacts, seconds: float,
+    best: Mapping[str, float],
 ) -> Iterator[PhaseTiming]:
     rng = np.random.default_rng(0)
     most = max(2, min(workload.tokens, _STEPS))
     length = max(1, min(workload.prompt, facts.context - most - 1))
     prompts = [rng.integers(0, facts.vocab, length).tolist() for _ in range(workload.prompts)]
-    found, runs = _least(lambda: session.prefill(prompts), seconds)
+    found, runs = _least(lambda: session.prefill(prompts), seconds, known=best.get(PROMPT))
     yield PhaseTiming(option.name, option.bits, PROMPT, found, runs)
     for rows in workload.shares:
         session.prefill(prompts)
         session.select(np.arange(rows) % workload.prompts)
         tokens = np.asarray(rng.integers(0, facts.vocab, rows))
-        found, runs = _least(lambda tokens=tokens: session.step(tokens), seconds, most)  # type: ignore[misc]
-        yield PhaseTiming(option.name, option.bits, step_phase(rows), found, runs)
+        name = step_phase(rows)
+        found, runs = _least(lambda tokens=tokens: session.step(tokens), seconds, most, best.get(name))  # type: ignore[misc]
+        yield PhaseTiming(option.name, option.bits, name, found, runs)
 
 
-def _least(call: Callable[[], object], seconds: float, most: int = 20) -> tuple[float, int]:
-    """Least time of a call, over some runs after one that is not counted."""
+def _least(
+    call: Callable[[], object], seconds: float, most: int = 20, known: float | None = None
+) -> tuple[float, int]:
+    """Least time of a call, over some runs after one that is not counted; of one run where that is hopeless beside the
+    best time that is known."""
+    started = time.perf_counter()
     call()
+    if known is not None and (first := time.perf_counter() - started) > _HOPELESS * known:
+        return first, 1
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < most and (len(times) < 3 or time.perf_counter() - started < seconds):

@@ -16,14 +16,18 @@ import numpy as np
 
 from qeil_compile import api
 from qeil_compile.artifact.decoder import GoldenPrompt, PhaseUnits
+from qeil_compile.backends import backend
+from qeil_compile.backends.base import IntegerRows
 from qeil_compile.devices import Target
 from qeil_compile.errors import CapacityError, InputError, ModelError
+from qeil_compile.forms.products import INTEGER_ROWS, with_integer_rows
 from qeil_compile.frontends.decoder import PROMPT, Generation, TracedDecoder, trace_decoder
 from qeil_compile.language.choosing import (
     Option,
     best_by_phase,
     decide,
     finalists,
+    in_rows,
     in_turns,
     job_seconds,
     measure,
@@ -35,6 +39,7 @@ from qeil_compile.language.planning import PlannedDecoder, lower_phase, plan_dec
 from qeil_compile.language.quality import own_text, perplexity, windows
 from qeil_compile.models.decoder import Decoder, ExportedDecoder
 from qeil_compile.passes.choice import parse_choice
+from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.runtime.session import Session
 
 #: Name of a form of the weights -> bits of its matrices. 16 bits are stored and computed with in 32.
@@ -118,7 +123,7 @@ class _Compiler:
             traced[bits], priced = self._trace(bits, target)
             planned[bits] = self._timed("plan", lambda priced=priced: plan_decoder(priced, target, self.settings))  # type: ignore[misc]
         self.progress("plan", len(forms), len(forms))
-        options = self._options(traced, planned)
+        options = self._options(traced, planned, target.host and self.settings.measure)
         compiled = self._compiled(traced, options[0])
         here = target.host and not compiled.emulated
         if isinstance(self.decoder, Decoder) and self.decoder.tensors is not None and forms != [32]:
@@ -194,8 +199,11 @@ class _Compiler:
         dtype = "float32" if bits == 32 and self.how.weights == "fp32" else "float16"
         return lowered, trace_decoder(self.decoder, self.workload, dtype, packed)
 
-    def _options(self, traced: Mapping[int, TracedDecoder], planned: Mapping[int, PlannedDecoder]) -> list[Option]:
-        """The planned one of each form first, then single placements."""
+    def _options(
+        self, traced: Mapping[int, TracedDecoder], planned: Mapping[int, PlannedDecoder], here: bool
+    ) -> list[Option]:
+        """The planned one of each form first, then single placements; where the clock can tell (`here`), also those
+        that run 4-bit weights as rows of 8-bit integers."""
         found = []
         for bits, plan in planned.items():
             rows = {plan.strategy: plan.plans}
@@ -207,7 +215,7 @@ class _Compiler:
             for name, plans in rows.items():
                 phases = {n: PhaseUnits(p, lower_phase(traced[bits], p), bits) for n, p in plans.items()}
                 found.append(Option(name, bits, phases))
-        return found
+        return found + [_in_integer_rows(o) for o in found if here and o.bits == 4 and _can_run_in_rows(o)]
 
     def _compiled(self, traced: Mapping[int, TracedDecoder], option: Option) -> CompiledDecoder:
         def weight(bits: int, name: str) -> np.ndarray:
@@ -332,6 +340,26 @@ def _described(option: Option) -> str:
         return f"{option.name}, {option.bits} bit,"
     parts = [
         f"{name} on {'+'.join(dict.fromkeys(s.placement for s in phase.plan.stages))} in {phase.bits} bit"
+        f"{f' as {INTEGER_ROWS}' if any(in_rows(u) for u in phase.units) else ''}"
         for name, phase in option.phases.items()
     ]
     return f"{', '.join(parts)},"
+
+
+def _can_run_in_rows(option: Option) -> bool:
+    units = [u for p in option.phases.values() for u in p.units]
+    return any(_runs_in_rows(u) for u in units)
+
+
+def _runs_in_rows(unit: LoweredUnit) -> bool:
+    engine = backend(unit.engine)
+    return isinstance(engine, IntegerRows) and engine.integer_rows(unit.placements[0].partition(":")[2])
+
+
+def _in_integer_rows(option: Option) -> Option:
+    """The same plans, with weights as rows of integers where engines can."""
+    def asked(unit: LoweredUnit) -> LoweredUnit:
+        return replace(unit, program=with_integer_rows(unit.program)) if _runs_in_rows(unit) else unit
+
+    phases = {n: replace(p, units=[asked(u) for u in p.units]) for n, p in option.phases.items()}
+    return Option(f"{option.name}, {INTEGER_ROWS}", option.bits, phases)
