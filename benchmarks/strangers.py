@@ -36,6 +36,9 @@ from strangers_worker import DIFFERENT, REFUSED, RIGHT, UNVERIFIED, WRONG
 LIMIT, PATIENCE = 5.0, 12
 #: Bytes of address space beyond those of the warm process.
 MEMORY = 4 << 30
+#: Mutants that one process reads: OpenVINO keeps a thread and memory of each decoder until the process ends, and they
+#: would be taken from what a mutant may have.
+RENEWED = 1000
 CRASH, HANG, OTHER, WROTE = "CRASH", "HANG", "OTHER EXCEPTION", "WROTE OUTSIDE"
 FAILURES = (CRASH, HANG, OTHER, WROTE, WRONG)
 OUTCOMES = (REFUSED, UNVERIFIED, RIGHT, DIFFERENT, *FAILURES)
@@ -190,6 +193,8 @@ class Hunt:
             number = self.args.start + done
             self._one(self.originals[number % len(self.originals)], number)
             done += 1
+            if done % RENEWED == 0:
+                self.worker.close()
             if done % 500 == 0:
                 print(f"{done} mutants, {len(self.failures)} failures, {time.monotonic() - started:.0f} s", flush=True)
         self.worker.close()

@@ -47,6 +47,8 @@ from qeil_compile.untrusted import parse_json
 REFUSED, UNVERIFIED, RIGHT, DIFFERENT, WRONG = (
     "refused", "refused by verify", "accepted, right", "accepted, another model", "WRONG ACCEPTED"
 )  # fmt: skip
+#: Seconds that one run of a model may take: some runs, and what engines then need, fit into the time of a mutant.
+RUN_SECONDS = 1.0
 _TURNS = ("onnxruntime:CPU", "openvino:CPU", "torch:cpu")
 _TALK = [{"role": "user", "content": "hello <|im_end|> world"}]
 
@@ -101,7 +103,8 @@ def model(path: Path, original: str, turn: int) -> str:
     """Compile an ONNX file for one engine, which checks its outputs against the model run as it is."""
     file = path / "model.onnx" if path.is_dir() else path
     settings = api.Settings(target=_TURNS[turn % len(_TURNS)], measure=False, failover=False)
-    api.aot_compile(file, workload=api.Workload({"batch": 2}) if "batch" in original else None, settings=settings)
+    workload = api.Workload({"batch": 2}) if "batch" in original else None
+    api.aot_compile(file, workload=workload, settings=settings, run_seconds=RUN_SECONDS)
     return DIFFERENT
 
 

@@ -29,7 +29,7 @@ from .devices import Placement, ReportRow, Target, host_target, known_targets, l
 from .devices.calibrations import Calibrations, applied
 from .devices.cpuinfo import cpu_facts
 from .errors import BackendError, InputError, ModelError, OutputError, QeilError, VerificationError
-from .frontends import Arrays, Traced, trace
+from .frontends import RUN_SECONDS, Arrays, Traced, trace
 from .ir import Workload
 from .passes.annotate import CostTable, annotate
 from .passes.choice import parse_choice
@@ -263,9 +263,10 @@ def aot_compile(
     progress: Progress = _silent,
     trust: bool = False,
     allow_operators: Collection[str] = (),
+    run_seconds: float = RUN_SECONDS,
 ) -> Compiled:
-    """Compile a model ahead of time; see `trace` for what a model can be, `trust` and `allow_operators`, and `Settings`
-    for the rest.
+    """Compile a model ahead of time; see `trace` for what a model can be, `trust`, `allow_operators` and `run_seconds`,
+    and `Settings` for the rest.
 
     The result is running on this machine (stages of absent devices on a stand-in, see
     `Compiled.emulated`), agrees with the unpartitioned model on the sample inputs, and can be saved. Raises a
@@ -275,8 +276,9 @@ def aot_compile(
     target = find_target(settings.target)
     progress("trace", 0, 1)
     traced = trace(
-        model, args, kwargs, workload=workload, inputs=inputs, seed=seed, trust=trust, allow_operators=allow_operators
-    )
+        model, args, kwargs, workload=workload, inputs=inputs, seed=seed, trust=trust, allow_operators=allow_operators,
+        run_seconds=run_seconds,
+    )  # fmt: skip
     progress("trace", 1, 1)
     return compile_traced(traced, replace(settings, target=target), progress)
 
@@ -539,7 +541,7 @@ def compile(model: Any = None, **options: Any) -> Any:
         def f(x): ...
 
     `options` are the fields of `Settings`. A path to an `.onnx` or `.pt2` file is compiled at once (options
-    `workload`, `inputs`, `seed`, `trust` and `allow_operators` are those of `aot_compile`).
+    `workload`, `inputs`, `seed`, `trust`, `allow_operators` and `run_seconds` are those of `aot_compile`).
     """
     if model is None:
         return lambda m: compile(m, **options)
@@ -552,7 +554,7 @@ def compile(model: Any = None, **options: Any) -> Any:
 
 
 #: Options of `compile` for a path that are no settings.
-_OF_PATHS = ("workload", "inputs", "seed", "trust", "allow_operators")
+_OF_PATHS = ("workload", "inputs", "seed", "trust", "allow_operators", "run_seconds")
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:

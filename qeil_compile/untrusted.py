@@ -25,7 +25,8 @@ _ESCAPE, _TEXT = re.compile(rb"\\.", re.DOTALL), re.compile(rb'"[^"]*"')
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file, links followed. Raises `OSError` where it is none, or has more than `limit` bytes.
+    """All bytes of a regular file, links followed. Raises `OSError` where it is none, has more than `limit` bytes, or
+    more than there is memory.
 
     A named pipe or a device is refused at once in place of waiting for its end.
     """
@@ -36,7 +37,11 @@ def read_file(path: Path, limit: int) -> bytes:
             raise OSError("no regular file")
         if info.st_size > limit:
             raise OSError(f"{info.st_size} bytes, expected at most {limit}")
-        return file.read(limit)
+        try:
+            # Not `limit`: room for so many bytes would be made first.
+            return file.read(info.st_size)
+        except MemoryError as error:
+            raise OSError(f"{info.st_size} bytes, more than there is memory") from error
 
 
 def parse_json(data: bytes | memoryview | str, numbers: Numbers = "finite", limit: int = JSON_LIMIT) -> Any:

@@ -33,7 +33,7 @@ SMALL = {
     "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
 }
 #: Parts of benchmarks, not scripts.
-PARTS = {"common", "families", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native",
+PARTS = {"common", "families", "faults_kinds", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native",
          "llm_turns", "llm_worker", "mutations", "selection_costs", "strangers_corpus", "strangers_worker"}
 
 

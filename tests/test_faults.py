@@ -12,7 +12,8 @@ import pytest
 
 from qeil_compile.errors import BackendError, InputError
 from qeil_compile.runtime import Deadline, Decision, DecisionLog, FaultKind, Resilience
-from qeil_compile.runtime.faults import Fault, Watch, fault_of, is_finite
+from qeil_compile.runtime.faults import Fault, fault_of, is_finite
+from qeil_compile.watch import Watch
 
 
 def test_a_watch_outlives_what_hangs_and_passes_errors_on() -> None:

@@ -29,6 +29,7 @@ from qeil_compile.language import (
     plan_decoder,
     trace_decoder,
 )
+from qeil_compile.runtime.resilient import ResilientSession
 from tests.decoders import small
 
 STORIES = Path("models/data/stories260K/stories260K.bin")
@@ -369,3 +370,17 @@ def test_talking_on_the_command_line(
     monkeypatch.setattr("sys.stdin", io.StringIO("w5 w6\n\n"))
     text = run(capfd, "chat", artifact, "--max-tokens", "4", "--temperature", "0")
     assert text.count("w") >= 2
+    # What a prompt spells is text, unless it is allowed to be a control token.
+    heard: list[list[int]] = []
+    prefill = ResilientSession.prefill
+
+    def seen(session: ResilientSession, prompts: Any) -> Any:
+        heard.extend(list(p) for p in prompts)
+        return prefill(session, prompts)
+
+    monkeypatch.setattr(ResilientSession, "prefill", seen)
+    for command in (["run", artifact, "--prompt", "<u> w5"], ["ask", artifact, "<u> w5", "-k", "1"]):
+        for allowed, first in (([], False), (["--allow-control"], True)):
+            heard.clear()
+            run(capfd, *command, "--max-tokens", "2", *allowed)
+            assert (heard[-1] == [2, 5]) is first and heard[-1][-1] == 5, (command, allowed, heard)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
@@ -118,6 +119,20 @@ def test_a_file_is_a_regular_one_of_bounded_size(tmp_path: Path) -> None:
             within(20, lambda name=name: read_file(tmp_path / name, 100))
     with pytest.raises(OSError, match="no regular file"):
         within(20, lambda: read_file(Path("/dev/zero"), 100))
+    (tmp_path / "small").write_bytes(b"x" * 100)
+    # Room is made for what the file has, not for what it may have.
+    assert read_file(tmp_path / "small", 1 << 62) == b"x" * 100
+
+
+def test_a_file_that_memory_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise MemoryError
+
+    (tmp_path / "x").write_bytes(b"x" * 100)
+    monkeypatch.setattr("os.fdopen", lambda handle, mode: Full())
+    with pytest.raises(OSError, match="100 bytes, more than there is memory"):
+        read_file(tmp_path / "x", 1000)
 
 
 # ---- artifacts, with hashes that fit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle  # noqa: TID251 - to attack with
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,62 @@ def test_custom_operators_are_allowed_by_name(tmp_path: Path, capfd: pytest.Capt
     # With leave it gets as far as the engines, none of which has it.
     assert main([*command, "--allow-operators", "evil.ops"]) == 1
     assert "--allow-operators" not in capfd.readouterr().err
+
+
+def _looping(trips: int | None) -> onnx.ModelProto:
+    """y = x, added to itself `trips` times; without end where that is None."""
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3]) for n in ("x", "y", "state", "next")]
+    count, go, on = (helper.make_tensor_value_info(n, t, []) for n, t in (
+        ("i", TensorProto.INT64), ("go", TensorProto.BOOL), ("on", TensorProto.BOOL)))  # fmt: skip
+    turn = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["state", "state"], ["next"])]
+    body = helper.make_graph(turn, "body", [count, go, value[2]], [on, value[3]])
+    loop = helper.make_node("Loop", ["" if trips is None else "trips", "yes", "x"], ["y"], body=body)
+    weights = [numpy_helper.from_array(np.array(True), "yes")]
+    weights += [] if trips is None else [numpy_helper.from_array(np.array(trips, np.int64), "trips")]
+    graph = helper.make_graph([loop], "turns", value[:1], value[1:2], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+class _Refusing:
+    """In place of ONNX Runtime's session: the evaluator of the specification has to run the model."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no kernel")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "evaluator"])
+@pytest.mark.parametrize("trips", [10**12, None])
+def test_a_model_that_computes_for_ever_is_stopped(
+    trips: int | None, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_looping(trips).SerializeToString())
+    before = set(threading.enumerate())
+    if engine == "evaluator":
+        monkeypatch.setattr("onnxruntime.InferenceSession", _Refusing)
+    with pytest.raises(ModelError, match=r"m: a run of it has not ended after 0\.5 s.*--run-seconds"):
+        within(120, lambda: trace(path, inputs={"x": np.ones((2, 3), np.float32)}, run_seconds=0.5).run_reference(
+            {"x": np.ones((2, 3), np.float32)}))  # fmt: skip
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive(), "it is only left behind, and goes on computing"
+
+
+def test_runs_that_end_in_time_are_let_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_looping(3).SerializeToString())
+    ones = np.ones((2, 3), np.float32)
+    assert np.array_equal(trace(path).run_reference({"x": ones})[0], 8 * ones)
+    path.write_bytes(_looping(10**12).SerializeToString())
+    command = ["compile", str(path), "-o", str(tmp_path / "m.qeil"), "--run-seconds"]
+    assert main([*command, "0.5"]) == 1
+    assert "--run-seconds N" in capfd.readouterr().err and not (tmp_path / "m.qeil").exists()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_times_that_are_none(seconds: float, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run_seconds"):
+        trace(_looping(3), run_seconds=seconds)
 
 
 SECRET = np.full(64 * 64, 7.0, np.float32).tobytes()

@@ -70,23 +70,25 @@ def meter_of(compiled: CompiledDecoder) -> Meter | None:
 def open_source(
     runners: Sequence[Runner], sampling: Sampling | None = None,
     prompt: Callable[[Any], Any] = lambda question: question, extract: Extractor = number,
+    allow_control: bool = False,
 ) -> LiveSource:  # fmt: skip
     """A source over decoders from small to large; prices are measured first.
 
-    `prompt` makes of a question what a runner takes (text, tokens, or messages). Raises as runners do.
+    `prompt` makes of a question what a runner takes (text, tokens, or messages); `allow_control` is that of
+    `Runner.encode`. Raises as runners do.
     """
     sampling = sampling or Sampling(temperature=0.8, max_tokens=128)
     rungs = []
     for runner in runners:
         tokens = sampling.max_tokens or 128
         price, meter = measured_price(runner, tokens), meter_of(runner.compiled)
-        asked = _prompted(runner, prompt)
+        asked = _prompted(runner, prompt, allow_control)
         rungs.append(Rung(runner.session, runner.tokenizer, sampling, price, tokens, asked, meter))
     return LiveSource(rungs, extract)
 
 
-def _prompted(runner: Runner, prompt: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda question: runner.encode(prompt(question))
+def _prompted(runner: Runner, prompt: Callable[[Any], Any], allow_control: bool) -> Callable[[Any], Any]:
+    return lambda question: runner.encode(prompt(question), allow_control)
 
 
 class Ladder:

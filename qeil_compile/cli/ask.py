@@ -50,6 +50,7 @@ def command(
     form: Annotated[
         str, typer.Option(metavar="TEXT", help=r"Prompt around {question}, \n a new line; `chat`: its template.")
     ] = "{question}",
+    allow_control: decoder.AllowControl = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Of the samples.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
@@ -59,7 +60,8 @@ def command(
     """Sample answers in rounds until one is certain enough, checked, or the budget is spent."""
     settings = language.Sampling(temperature=temperature, seed=seed, max_tokens=max_tokens)
     limits = _Limits(k, delta, joules, seconds, false_accepts if verifier else None)
-    _, source, selector = _opened([artifact, *(larger or [])], settings, form, extract, limits, threads)
+    models = [artifact, *(larger or [])]
+    _, source, selector = _opened(models, settings, form, extract, limits, threads, allow_control)
     console = Console(stderr=True)
     with Live(console=console, transient=True, auto_refresh=False) as live:
         if options.quiet or not console.is_terminal:
@@ -94,8 +96,9 @@ class _Limits:
 
 
 def _opened(
-    artifacts: list[Path], settings: language.Sampling, form: str, extract: str, limits: _Limits, threads: int
-) -> tuple[language.Runner, LiveSource, Selector]:
+    artifacts: list[Path], settings: language.Sampling, form: str, extract: str, limits: _Limits, threads: int,
+    allow_control: bool = False,
+) -> tuple[language.Runner, LiveSource, Selector]:  # fmt: skip
     for path in artifacts:
         if not language.is_decoder_artifact(path):
             raise InputError(f"{path}: holds no language model; compile a checkpoint folder")
@@ -110,7 +113,7 @@ def _opened(
         return form.replace("\\n", "\n").replace("{question}", question)
 
     reader = _EXTRACTORS.get(extract) or extractors.pattern(extract)
-    source = asking.open_source(runners, settings, prompt, reader)
+    source = asking.open_source(runners, settings, prompt, reader, allow_control)
     joules = inf if limits.joules is None else limits.joules
     seconds = inf if limits.seconds is None else limits.seconds
     selector = asking.default_selector(source, limits.k, limits.delta, joules, seconds, limits.false_accepts)

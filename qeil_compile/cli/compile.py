@@ -12,6 +12,7 @@ import typer
 
 from qeil_compile import api, language
 from qeil_compile.errors import InputError
+from qeil_compile.frontends import RUN_SECONDS
 from qeil_compile.ir import Workload
 from qeil_compile.plan import Plan
 from qeil_compile.report import tables
@@ -85,6 +86,9 @@ def command(
     allow_operators: Annotated[
         list[str] | None, typer.Option(metavar="DOMAIN", help="ONNX operators of this domain may occur; repeatable.")
     ] = None,
+    run_seconds: Annotated[
+        float, typer.Option(min=0.001, metavar="S", help="Seconds that one run of an ONNX model may take.")
+    ] = RUN_SECONDS,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the search and of random sample inputs.")] = 0,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the report as JSON.")] = None,
@@ -116,7 +120,7 @@ def command(
         else:
             compiled = api.aot_compile(
                 model, workload=workload, inputs=given, settings=settings, seed=seed, progress=step, trust=trust,
-                allow_operators=tuple(allow_operators or ()),
+                allow_operators=tuple(allow_operators or ()), run_seconds=run_seconds,
             )  # fmt: skip
         step("save", 0, 1)
         sizes = compiled.save(output, overwrite)

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from qeil_compile import api, language
 from qeil_compile.errors import FailoverError, InputError
@@ -18,6 +20,10 @@ from qeil_compile.report.units import mj, ms
 from . import arguments
 from .console import Step, print_json, printable, progress, remark, say, table
 from .watched import Watched
+
+AllowControl = Annotated[
+    bool, typer.Option("--allow-control", help="Control tokens that the prompt spells are tokens, not text.")
+]
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,9 @@ def _start(runner: language.Runner) -> language.Runner:
 
 
 def generate(
-    artifact: Path, prompts: Sequence[str], sampling: language.Sampling, threads: int, as_json: bool, watch: Watched
-) -> None:
+    artifact: Path, prompts: Sequence[str], sampling: language.Sampling, threads: int, as_json: bool, watch: Watched,
+    allow_control: bool,
+) -> None:  # fmt: skip
     """Samples of each prompt. One sample of one prompt is written as it comes."""
     if not prompts:
         raise InputError(f"{artifact}: holds a language model; give a text with --prompt")
@@ -167,7 +174,7 @@ def generate(
             _write(prompts[0])
         before = time.perf_counter()
         try:
-            found = runner.generate(list(prompts), sampling, on_token=seen)
+            found = runner.generate([runner.encode(p, allow_control) for p in prompts], sampling, on_token=seen)
         except FailoverError as error:
             for c in error.finished:
                 remark(f"finished before: sample {c.sample} of prompt {c.prompt}: {c.text.strip()}")

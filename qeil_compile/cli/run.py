@@ -28,6 +28,7 @@ def command(
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 10,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of each engine; 0: its own choice.")] = 0,
     prompt: Annotated[list[str] | None, typer.Option(help="Language models: a prompt; may be repeated.")] = None,
+    allow_control: decoder.AllowControl = False,
     samples: Annotated[int, typer.Option("-k", "--samples", min=1, help="Samples of each prompt.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")] = 0.8,
@@ -51,7 +52,7 @@ def command(
             sampling = language.Sampling(
                 repetition_penalty, temperature, top_k, top_p, min_p, seed, max_tokens, tuple(stop or ()), n=samples
             )
-            decoder.generate(artifact, prompt or [], sampling, threads, as_json, watch)
+            decoder.generate(artifact, prompt or [], sampling, threads, as_json, watch, allow_control)
             return
         _run_arrays(artifact, input or [], inputs, output, overwrite, repeat, threads, prompt, as_json, watch)
 

@@ -9,9 +9,9 @@ from typing import Any
 from qeil_compile.errors import InputError, ModelError
 from qeil_compile.ir import Workload
 
-from .traced import Arrays, CallSpec, Traced, check_input, numpy_dtype, sample_inputs
+from .traced import RUN_SECONDS, Arrays, CallSpec, Traced, check_input, numpy_dtype, sample_inputs
 
-__all__ = ["Arrays", "CallSpec", "Traced", "check_input", "numpy_dtype", "sample_inputs", "trace"]
+__all__ = ["RUN_SECONDS", "Arrays", "CallSpec", "Traced", "check_input", "numpy_dtype", "sample_inputs", "trace"]
 
 
 def trace(
@@ -24,6 +24,7 @@ def trace(
     seed: int = 0,
     trust: bool = False,
     allow_operators: Collection[str] = (),
+    run_seconds: float = RUN_SECONDS,
 ) -> Traced:
     """Trace a model to one operator graph.
 
@@ -31,16 +32,17 @@ def trace(
     module or function with example arguments `args`, `kwargs` (tensors; on the meta device the model is
     traced without weights). `workload` binds dynamic dimensions of files and programs; `inputs` gives
     sample inputs by name. A `.pt2` file can run code when it is read and is refused without `trust`; `allow_operators`
-    are domains of ONNX operators that may occur although no engine here has them. Raises `ModelError`,
-    `UnboundDimensionError`, `InputError`.
+    are domains of ONNX operators that may occur although no engine here has them. An ONNX model is run while it is
+    traced, and is refused where one run takes more than `run_seconds`. Raises `ModelError`, `UnboundDimensionError`,
+    `InputError`.
     """
     workload, inputs = workload or Workload(), inputs or {}
     if isinstance(model, (str, Path)):
-        return _trace_file(Path(model), workload, inputs, seed, trust, allow_operators)
+        return _trace_file(Path(model), workload, inputs, seed, trust, allow_operators, run_seconds)
     if type(model).__module__.startswith("onnx.") and type(model).__name__ == "ModelProto":
         from .onnx import trace_onnx
 
-        return trace_onnx(model, workload, inputs, seed, allow_operators)
+        return trace_onnx(model, workload, inputs, seed, allow_operators, run_seconds)
     trace_module, trace_program = _torch_frontend(type(model).__name__)
 
     if type(model).__name__ == "ExportedProgram":
@@ -59,8 +61,9 @@ def _torch_frontend(model: str) -> tuple[Callable[..., Traced], Callable[..., Tr
 
 
 def _trace_file(
-    path: Path, workload: Workload, inputs: Arrays, seed: int, trust: bool, allow_operators: Collection[str]
-) -> Traced:
+    path: Path, workload: Workload, inputs: Arrays, seed: int, trust: bool, allow_operators: Collection[str],
+    run_seconds: float,
+) -> Traced:  # fmt: skip
     if not path.exists():
         raise ModelError(f"{path}: no such file; expected an .onnx or .pt2 model")
     if path.is_dir():
@@ -78,5 +81,5 @@ def _trace_file(
     if path.suffix == ".onnx":
         from .onnx import trace_onnx
 
-        return trace_onnx(path, workload, inputs, seed, allow_operators)
+        return trace_onnx(path, workload, inputs, seed, allow_operators, run_seconds)
     raise ModelError(f"{path}: suffix {path.suffix or '(none)'} is no known model format; expected .onnx or .pt2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from qeil_compile.forms.program import INLINE_BYTES
 from qeil_compile.ir import DTYPE_BYTES, OpGraph, Workload
 
 from .onnx_branches import see_branches
+from .onnx_reference import Reference, Runs
 from .onnx_shapes import fixed, forget_shapes, write_shapes
-from .traced import Arrays, Traced, sample_inputs
+from .traced import RUN_SECONDS, Arrays, Traced, sample_inputs
 
 #: Most bytes of one tensor. Models are run once, whole, while they are traced.
 _LARGEST = 1 << 35
@@ -28,9 +30,12 @@ _LARGEST = 1 << 35
 
 def trace_onnx(
     model: Path | onnx.ModelProto, workload: Workload, given: Arrays, seed: int = 0,
-    allow_operators: Collection[str] = (),
+    allow_operators: Collection[str] = (), run_seconds: float = RUN_SECONDS,
 ) -> Traced:  # fmt: skip
-    """Trace an ONNX file or model. Raises `ModelError`, `UnboundDimensionError`, `InputError`."""
+    """Trace an ONNX file or model, no run of which may take more than `run_seconds`.
+
+    Raises `ModelError`, `UnboundDimensionError`, `InputError`.
+    """
     started = time.perf_counter()
     name = model.stem if isinstance(model, Path) else model.graph.name or "model"
     proto = read_model(model, allow_operators) if isinstance(model, Path) else _checked(model, name, allow_operators)
@@ -43,19 +48,19 @@ def trace_onnx(
     folded, kept = _simplify(proto, arrays)
     graph = _build(folded, name)
     samples = sample_inputs(graph, given, seed)
-    if _has_branches(folded) and not Reference(folded, kept, name).loads():
+    runs = partial(Reference, name=name, seconds=run_seconds)
+    if _has_branches(folded) and not runs(folded, kept).loads():
         # Fixed shapes contradict the branch that is not taken: the engine refuses what it would never run.
-        source = _open_source(original, arrays, graph, samples, name)
+        source = _open_source(original, arrays, graph, samples, runs)
     else:
-        source = _bound_source(folded, kept, graph, samples, name)
-    source = replace(source, graph=see_branches(source.graph, source.model, source.arrays, samples))
+        source = _bound_source(folded, kept, graph, samples, runs)
+    source = replace(source, graph=see_branches(source.graph, source.model, source.arrays, samples, runs))
     source.graph.check()
-    reference = Reference(original, arrays, name)
-    return Traced(source.graph, source, workload, samples, reference.run, time.perf_counter() - started)
+    return Traced(source.graph, source, workload, samples, runs(original, arrays).run, time.perf_counter() - started)
 
 
 def _bound_source(
-    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], graph: OpGraph, samples: Arrays, name: str
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], graph: OpGraph, samples: Arrays, runs: Runs
 ) -> OnnxSource:
     """The folded model; one run shows the shapes and constants that inference and folding could not find."""
     still = fixed(model)
@@ -63,12 +68,12 @@ def _bound_source(
     names = list(dict.fromkeys([*_unknown(graph), *constant]))
     if not names:
         return OnnxSource(graph, model, arrays)
-    seen = Reference(_with_outputs(model, names), arrays, name).values(samples, names)
+    seen = runs(_with_outputs(model, names), arrays).values(samples, names)
     shapes = {n: tuple(v.shape) for n, v in seen.items()}
     write_shapes(model, {n: s for n, s in shapes.items() if n in still.shapes})
     _freeze(model, {n: seen[n] for n in constant if n in seen})
     model, arrays = _simplify(model, arrays)
-    return OnnxSource(build_graph(model, name, shapes), model, arrays)
+    return OnnxSource(build_graph(model, graph.name, shapes), model, arrays)
 
 
 def _has_branches(model: onnx.ModelProto) -> bool:
@@ -76,14 +81,14 @@ def _has_branches(model: onnx.ModelProto) -> bool:
 
 
 def _open_source(
-    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], bound: OpGraph, samples: Arrays, name: str
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], bound: OpGraph, samples: Arrays, runs: Runs
 ) -> OnnxSource:
     """The model with its dynamic dimensions left open; shapes are those of one run."""
     model = _infer(model)
-    graph = build_graph(model, name)
+    graph = build_graph(model, bound.name)
     names = [n for n, t in graph.tensors.items() if t.role == "activation" and t.is_tensor]
-    seen = Reference(_with_outputs(model, names), arrays, name).values(samples, names)
-    graph = build_graph(model, name, {n: tuple(v.shape) for n, v in seen.items()})
+    seen = runs(_with_outputs(model, names), arrays).values(samples, names)
+    graph = build_graph(model, bound.name, {n: tuple(v.shape) for n, v in seen.items()})
     inputs = {n: bound.tensors[n] for n in graph.inputs}
     return OnnxSource(replace(graph, tensors={**graph.tensors, **inputs}), model, arrays, promises=False)
 
@@ -265,65 +270,3 @@ def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
         known[n] if n in known else onnx.ValueInfoProto(name=n) for n in names if n not in have
     )
     return model
-
-
-class Reference:
-    """The unpartitioned model on ONNX Runtime's CPU provider; the specification's own evaluator where that refuses."""
-
-    def __init__(self, model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], name: str) -> None:
-        self._model, self._arrays, self._name = model, arrays, name
-        self._session: Any = None
-
-    def run(self, inputs: Arrays) -> list[np.ndarray]:
-        """Outputs in the model's order. Raises `ModelError` when neither evaluator can run the model."""
-        return self._run(inputs, None)
-
-    def values(self, inputs: Arrays, names: list[str]) -> dict[str, np.ndarray]:
-        """Values that these tensors have in one run; empty if the model cannot be run."""
-        try:
-            values = self._run(inputs, names)
-        except ModelError:
-            return {}
-        return {n: np.asarray(v) for n, v in zip(names, values, strict=True) if isinstance(v, (np.ndarray, np.generic))}
-
-    def loads(self) -> bool:
-        """Whether ONNX Runtime accepts the model."""
-        import onnxruntime
-
-        try:
-            self._session = self._make()
-        except Exception:  # neither evaluator takes it
-            return False
-        return isinstance(self._session, onnxruntime.InferenceSession)
-
-    def _run(self, inputs: Arrays, names: list[str] | None) -> list[np.ndarray]:
-        try:
-            self._session = self._session or self._make()
-            return list(self._session.run(names, dict(inputs)))
-        except Exception as error:  # both evaluators raise types of their own
-            raise ModelError(f"model {self._name}: cannot be run as it is ({_line(error)})") from error
-
-    def _make(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        values = {n: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for n, a in self._arrays.items()}
-        if values:
-            options.add_external_initializers(list(values), list(values.values()))
-        try:
-            return onnxruntime.InferenceSession(
-                self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception:  # ONNX Runtime has no kernel for some operators of the standard
-            from onnx.reference import ReferenceEvaluator
-
-            return ReferenceEvaluator(self._whole())
-
-    def _whole(self) -> onnx.ModelProto:
-        model = _copy(self._model)
-        for tensor in model.graph.initializer:
-            if tensor.name in self._arrays:
-                assert dtype_name(tensor.data_type) != "string"
-                tensor.CopyFrom(onnx.numpy_helper.from_array(self._arrays[tensor.name], tensor.name))
-        return model

@@ -7,32 +7,27 @@ are facts of one run: they price the model and are never promised to an engine.
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper
 
+from qeil_compile.errors import ModelError
 from qeil_compile.forms.onnx_source import build_graph
 from qeil_compile.ir import Op, OpGraph
 
+from .onnx_reference import Events, OverrunError, Runs
 from .traced import Arrays
 
 #: ONNX Runtime's names of element types where they are not the C types of `onnx.TensorProto`.
 _TYPES = {"float": onnx.TensorProto.FLOAT, "double": onnx.TensorProto.DOUBLE}
-#: Node name -> (type, shape) of each output.
-Events = Mapping[str, list[tuple[str, list[int]]]]
 
 
-def see_branches(graph: OpGraph, model: onnx.ModelProto, arrays: Arrays, samples: Arrays) -> OpGraph:
+def see_branches(graph: OpGraph, model: onnx.ModelProto, arrays: Arrays, samples: Arrays, runs: Runs) -> OpGraph:
     """The graph with bodies as one run sees them; `attributes["#taken"]` of an If is the index of the body that ran.
 
-    The graph itself when it has no bodies or the model cannot be run that way.
+    The graph itself when it has no bodies or the model cannot be run that way. Raises `OverrunError`.
     """
     if not any(op.body for op in graph.ops):
         return graph
@@ -41,8 +36,10 @@ def see_branches(graph: OpGraph, model: onnx.ModelProto, arrays: Arrays, samples
     for k, node in enumerate(_inner(named.graph)):
         node.name = f"{node.op_type}#{k}"
     try:
-        events = _profile(named, arrays, samples)
-    except Exception:  # ONNX Runtime raises types of its own; without a run the bodies stay as they are
+        events = runs(named, arrays).profile(samples)
+    except OverrunError:
+        raise
+    except ModelError:  # without a run the bodies stay as they are
         return graph
     for nested in _nested(named.graph):
         _describe(nested, events)
@@ -60,32 +57,6 @@ def _nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _inner(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     return (node for nested in _nested(graph) for node in nested.node)
-
-
-def _profile(model: onnx.ModelProto, arrays: Arrays, samples: Arrays) -> Events:
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "run")
-        values = {n: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for n, a in arrays.items()}
-        if values:
-            options.add_external_initializers(list(values), list(values.values()))
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        session.run(None, dict(samples))
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found: dict[str, list[tuple[str, list[int]]]] = {}
-    for event in events:
-        name = event["name"]
-        if name.endswith("_kernel_time"):
-            shapes = event["args"].get("output_type_shape", [])
-            found.setdefault(name.removesuffix("_kernel_time"), [kv for s in shapes for kv in s.items()])
-    return found
 
 
 def _describe(graph: onnx.GraphProto, events: Events) -> None:

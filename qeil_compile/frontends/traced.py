@@ -13,6 +13,8 @@ from qeil_compile.forms.program import Source
 from qeil_compile.ir import OpGraph, TensorSpec, Workload
 
 Arrays = Mapping[str, np.ndarray]
+#: Seconds that one run of an ONNX model may take unless something else is said, as the first call of a stage has.
+RUN_SECONDS = 300.0
 #: Bytes of an input that is made up.
 _LARGEST = 1 << 30
 #: Types of operators that read rows of a table: an integer input that feeds one must stay below its row count.

@@ -99,19 +99,26 @@ class Runner:
             encoded = self._encode(prompts)
             yield from stream(self.session, self.tokenizer, encoded, _settings(sampling, fields), max_rows=max_rows)
 
-    def encode(self, prompt: Prompt) -> str | Sequence[int]:
-        """One prompt as `generation` takes it: a conversation becomes tokens. Raises `InputError`."""
-        return self._chat(prompt) if _is_chat(prompt) else prompt  # type: ignore[return-value]
+    def encode(self, prompt: Prompt, allow_control: bool = False) -> str | Sequence[int]:
+        """One prompt as `generation` takes it: a conversation becomes tokens. Raises `InputError`.
+
+        With `allow_control` a text does as well, and the control tokens that a text or a message spells are tokens.
+        """
+        if _is_chat(prompt):
+            return self._chat(prompt, allow_control)
+        if allow_control and isinstance(prompt, str) and self.tokenizer is not None:
+            return self.tokenizer.encode(prompt, allow_control=True)
+        return prompt  # type: ignore[return-value]
 
     def _encode(self, prompts: Prompt | Sequence[Prompt]) -> list[str | Sequence[int]]:
         """One prompt or several; conversations in the model's own form."""
         many = prompts if _is_many(prompts) else [prompts]
         return [self.encode(p) for p in many]  # type: ignore[arg-type]
 
-    def _chat(self, messages: Any) -> list[int]:
+    def _chat(self, messages: Any, allow_control: bool) -> list[int]:
         if self.tokenizer is None:
             raise InputError(f"model {self.compiled.name} has no tokenizer, which a conversation needs; give tokens")
-        return self.tokenizer.chat(messages)
+        return self.tokenizer.chat(messages, allow_control=allow_control)
 
 
 def _is_chat(prompt: Any) -> bool:

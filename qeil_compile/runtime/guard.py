@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from qeil_compile.backends.base import DecoderStage, Executable
+from qeil_compile.watch import Watch
 
-from .faults import Deadline, Fault, FaultKind, StageFault, Watch, fault_of, is_finite
+from .faults import Deadline, Fault, FaultKind, StageFault, fault_of, is_finite
 
 T = TypeVar("T")
 Where = tuple[str, ...]
