@@ -9,8 +9,8 @@ An *epoch* starts from a plan of the archive and walks with one scalarisation wh
   multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008; tried here, that front was worse).
 - Repetition: networks repeat their layers, and what is good in one is good in the others, but changes little alone. A
   run of groups is copied, placements and all, to its likes: runs of the same costs in the same surroundings, in all
-  layers or in some that follow one another; or all of them are put on one placement. Epochs of the named
-  scalarisations begin with a sweep: the kinds of groups that take most time, each as a whole, on each placement.
+  layers or in some that follow one another. Epochs of the named scalarisations begin with a sweep: the kinds of
+  groups that take most time, each as a whole, on each placement.
 - Momentum: what paid off lately, as (run of groups, placement), is tried on one of its likes or copied to many, and on
   runs a little wider or narrower; kinds of moves that paid off are drawn more often. Both decay, and are forgotten at
   each epoch.
@@ -28,8 +28,8 @@ from qeil_compile.passes.partition.kernel import State, change, exponential, loa
 from qeil_compile.passes.partition.tables import Tables
 
 #: Kinds of moves.
-FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW, CROSS, COPY, LIKES = range(9)
-KINDS = 9
+FLIP, SHIFT, RUN, SWAP, TWIN, FOLLOW, CROSS, COPY = range(8)
+KINDS = 8
 #: Temperature at the start of an epoch, as a relative change of the scalarised value, and ln of its share at the end.
 _HOT, _COOLING = 0.2, -14.508657738524219
 #: The same where an epoch starts from the front, which is good already.
@@ -141,17 +141,16 @@ def _ask(w: Walk, low: int, high: int, q: int, source: int = 0) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _copy(w: Walk, r: np.ndarray, g: int, far: int, q: int = _SOURCE) -> None:
-    """Ask for the likes of `far` groups from g on, all or some that follow one another, to go to placement q (by
-    default each where its own is)."""
+def _copy(w: Walk, r: np.ndarray, g: int, far: int) -> None:
+    """Ask for `far` groups from g on to be copied to their likes: to all, or to some that follow one another."""
     far = min(far, len(w.kind) - g)
     low, likes = w.alike_ptr[w.kind[g]], w.alike_ptr[w.kind[g] + 1] - w.alike_ptr[w.kind[g]]
     count = min(likes if draw(r) < 0.2 else 1 + below(r, likes), _RUNS, max(_LONGEST // far, 1))
     low += below(r, likes - count + 1)
     for k in range(low, low + count):
         h = w.alike[k]
-        if (h != g or q != _SOURCE) and h + far <= len(w.kind) and w.kind[h + far - 1] == w.kind[g + far - 1]:
-            _ask(w, h, h + far, q, g)
+        if h != g and h + far <= len(w.kind) and w.kind[h + far - 1] == w.kind[g + far - 1]:
+            _ask(w, h, h + far, _SOURCE, g)
 
 
 @njit(cache=True, nogil=True)
@@ -217,8 +216,6 @@ def _propose(
             _copy(w, r, g, _length(r, min(most, 16)))
         else:
             _copy(w, r, start[segment[g]], min(start[segment[g] + 1] - start[segment[g]], _LONGEST))
-    elif kind == LIKES:
-        _copy(w, r, g, _length(r, min(most, 16)), _other(r, place[g], places))
     else:
         _ask(w, g, g + 1, _other(r, place[g], places))
 
@@ -326,8 +323,7 @@ def anneal(
     names, places, valued = len(a.weights), t.seconds.shape[1], 0
     f, fresh, weights, unit = np.zeros(4), np.zeros(4), np.zeros(3), np.ones(3)
     usable = np.ones(KINDS, np.bool_)
-    usable[FOLLOW], usable[CROSS], usable[TWIN] = momentum, guidance, t.twin.max() >= 0
-    usable[COPY], usable[LIKES] = repetition, repetition
+    usable[FOLLOW], usable[CROSS], usable[COPY], usable[TWIN] = momentum, guidance, repetition, t.twin.max() >= 0
     place = np.zeros(len(s.place), np.int64)
     for epoch in range(first, first + epochs):
         look(a)
