@@ -9,7 +9,8 @@ An *epoch* starts from a plan of the archive and walks with one scalarisation wh
   multiobjective optimization algorithm: AMOSA", IEEE TEVC 12(3), 2008; tried here, that front was worse).
 - Repetition: networks repeat their layers, and what is good in one is good in the others, but changes little alone. A
   run of groups is copied, placements and all, to its likes: runs of the same costs in the same surroundings, in all
-  layers or in some that follow one another.
+  layers or in some that follow one another. Epochs of the named scalarisations begin with a sweep: the kinds of
+  groups that take most time, each as a whole, on each placement.
 - Momentum: what paid off lately, as (run of groups, placement), is tried on one of its likes or copied to many, and on
   runs a little wider or narrower; kinds of moves that paid off are drawn more often. Both decay, and are forgotten at
   each epoch.
@@ -41,6 +42,8 @@ _LONGEST, _RUNS = 2048, 128
 _MATE, _SOURCE, _OTHERS = -1, -2, -3
 #: How far around a group its likes must be like it.
 _SURROUNDINGS = 2
+#: Kinds of groups that a sweep moves, and how often it goes through them.
+_SWEPT, _SWEEPS = 24, 2
 
 
 class Walk(NamedTuple):
@@ -49,7 +52,7 @@ class Walk(NamedTuple):
     holds the runs of groups (from, to, placement, source) that a move asks for; `tally` counts successes, marks and
     runs. `mate` is the plan at the other end of the gap. `heavy` [n] are running sums of each group's share of the
     time. Groups of one `kind` [n] have equal costs, and so have the groups around them: `alike` lists them, kind after
-    kind.
+    kind; `heaviest` are the kinds that take most time.
     """
 
     groups: np.ndarray
@@ -65,6 +68,7 @@ class Walk(NamedTuple):
     kind: np.ndarray
     alike_ptr: np.ndarray
     alike: np.ndarray
+    heaviest: np.ndarray
 
 
 #: Places in `Walk.tally`.
@@ -73,11 +77,14 @@ _SUCCESSES, _MARK, _SPANS = range(3)
 
 def new_walk(t: Tables) -> Walk:
     """Nothing remembered."""
-    n = t.groups
+    n, seconds = t.groups, _seconds(t)
+    kind, alike_ptr, alike = _alike(t)
+    sums = np.cumsum(seconds)
     return Walk(
         np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64),
         np.zeros((_RUNS, 4), np.int64), np.zeros((_MEMORY, 3), np.int64), np.zeros(3, np.int64), np.ones(KINDS),
-        np.zeros(n, np.int64), _running(t), *_alike(t),
+        np.zeros(n, np.int64), sums / sums[-1], kind, alike_ptr, alike,
+        np.argsort(-np.bincount(kind, weights=seconds), kind="stable")[:_SWEPT].astype(np.int64),
     )  # fmt: skip
 
 
@@ -95,11 +102,10 @@ def _alike(t: Tables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return kind, starts, np.argsort(kind, kind="stable").astype(np.int64)
 
 
-def _running(t: Tables) -> np.ndarray:
-    """Running sums of the mean time of each group over its placements, from above 0 to 1, float64[n]."""
+def _seconds(t: Tables) -> np.ndarray:
+    """Mean time of each group over its placements and all runs, above 0, float64[n]."""
     seconds = np.where(t.allowed > 0, t.seconds, 0.0).sum(axis=1) / np.maximum(t.allowed.sum(axis=1), 1)
-    sums = np.cumsum(seconds * t.runs[t.phase] + 1e-30)
-    return sums / sums[-1]
+    return np.asarray(seconds * t.runs[t.phase] + 1e-30)
 
 
 @njit(cache=True, nogil=True)
@@ -271,6 +277,40 @@ def _kind(w: Walk, r: np.ndarray, usable: np.ndarray, momentum: bool) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _sweep(t: Tables, s: State, a: Archive, w: Walk, weights: np.ndarray, unit: np.ndarray, most: int) -> int:
+    """Go through the heaviest kinds of groups and put all of a kind on each placement in turn; what is better for the
+    weights stays. At most `most` plans are valued; returns how many were."""
+    f, fresh, valued = np.zeros(4), np.zeros(4), 0
+    objectives(t, s, f)
+    for _ in range(_SWEEPS):
+        better = False
+        for c in w.heaviest:
+            for q in range(t.seconds.shape[1]):
+                w.tally[_SPANS] = 0
+                for k in range(w.alike_ptr[c], min(w.alike_ptr[c + 1], w.alike_ptr[c] + _RUNS)):
+                    _ask(w, w.alike[k], w.alike[k] + 1, q)
+                count = _gather(s.place, t.allowed, t.tied_ptr, t.tied, a.places, a.slot, w)
+                if count == 0:
+                    continue
+                if valued == most:
+                    return valued
+                change(t, s, w.groups, w.places, count)
+                objectives(t, s, fresh)
+                valued += 1
+                if fresh[3] == 0:
+                    offer(a, fresh, s.place)
+                nearer = scalar(fresh, weights, unit) < scalar(f, weights, unit)
+                if fresh[3] < f[3] or (fresh[3] == f[3] and nearer):
+                    better = True
+                    f[:] = fresh
+                else:
+                    undo(t, s, w.groups, w.before, count)
+        if not better:
+            break
+    return valued
+
+
+@njit(cache=True, nogil=True)
 def anneal(
     t: Tables, s: State, a: Archive, w: Walk, r: np.ndarray, epochs: int, moves: int, first: int, guidance: bool,
     momentum: bool, repetition: bool,
@@ -288,9 +328,17 @@ def anneal(
     for epoch in range(first, first + epochs):
         look(a)
         unit[:] = a.span
+        done, tries = 0, 0
         if epoch < names:
             weights[:] = a.weights[epoch]
             unit[:] = a.scale
+            if repetition:
+                # A plan that is best because it keeps one slow device busy is a dead end: no kind of group leaves it
+                # for the better. From the fastest plan the sweep finds work to do at the same time.
+                fastest = a.best_values[:, 0].argmin()
+                place[:] = a.best_places[fastest if weights[2] > 0 else epoch]
+                load(t, s, place)
+                done = _sweep(t, s, a, w, weights, unit, moves)
             place[:] = a.best_places[epoch]
             w.mate[:] = a.places[a.slot[below(r, a.filled[0])]]
         elif guidance:
@@ -306,8 +354,8 @@ def anneal(
         w.tally[_SUCCESSES] = 0
         w.credit[:] = 1.0
         heat = _HOT if epoch < names else _WARM
-        cooling = exponential((_COOLING if epoch < names else _SETTLING) / max(moves, 1))
-        done, tries = 0, 0
+        cooling = exponential((_COOLING if epoch < names else _SETTLING) / max(moves - done, 1))
+        valued += done
         while done < moves and tries < 4 * moves:
             tries += 1
             kind = _kind(w, r, usable, momentum)
