@@ -12,7 +12,8 @@ from qeil_compile.errors import CapacityError, InputError, PinError
 from qeil_compile.ir import GroupGraph, Op, OpGraph, OpGroup, TensorSpec
 from qeil_compile.passes.choice import SCALES
 from qeil_compile.passes.partition import PartitionSettings, partition_phases
-from qeil_compile.passes.partition.anneal import _copy, _gather, new_walk
+from qeil_compile.passes.partition.anneal import _copy, _gather, _sweep, new_walk
+from qeil_compile.passes.partition.archive import new_archive
 from qeil_compile.passes.partition.baselines import at_random, by_priority, min_cut
 from qeil_compile.passes.partition.bounds import ambient_leakage, gap, lower_bounds
 from qeil_compile.passes.partition.chain import chain
@@ -305,6 +306,28 @@ def test_copies_find_what_no_layer_shows_alone() -> None:
         found = [search(t, starts, replace(short, seed=seed, repetition=on), scale) for on in (True, False)]
         copied, alone = (float(np.dot(SCALES["balanced"], f.best["balanced"][0] / scale)) for f in found)
         assert copied < 0.98 * alone
+
+
+@pytest.mark.parametrize("most", [5, 500])
+def test_a_sweep_moves_whole_kinds_and_only_for_the_better(most: int) -> None:
+    """From the slower device each kind goes, in all layers at once, to the faster one."""
+    t = layers(60)
+    walk, state, archive = new_walk(t), new_state(t), new_archive(t, 64, np.array(list(SCALES.values())), np.ones(3))
+    weights = np.array(SCALES["latency"], dtype=float)
+    before, after, fresh = np.zeros(4), np.zeros(4), np.zeros(4)
+    load(t, state, np.ones(t.groups, np.int64))
+    objectives(t, state, before)
+    valued = _sweep(t, state, archive, walk, weights, before[:3].copy(), most)
+    objectives(t, state, after)
+    assert 0 < valued <= most and (valued == 5) == (most == 5)
+    assert all(len(set(state.place[walk.kind == k])) == 1 for k in set(walk.kind.tolist()))
+    again = new_state(t)
+    load(t, again, state.place)
+    objectives(t, again, fresh)
+    assert after == pytest.approx(fresh, rel=1e-9, abs=1e-12)
+    assert after[0] <= before[0]
+    if most > 5:
+        assert after[0] < 0.85 * before[0] and not state.place.any() and archive.filled[0] > 1
 
 
 # ---- phases planned as one
