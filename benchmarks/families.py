@@ -2,8 +2,8 @@
 
 Shapes are those of the published configurations (config.json of gpt2, granite-4.0-350m, Qwen2-0.5B, Llama-3.2-1B,
 LFM2-2.6B and Llama-3.1-8B). The last one again with weights of 4 bits in groups of 32, each with a scale of 2 bytes.
-All tensors live on the meta device. These are torch modules and not the product's own decoders (`models/decoder`), whose
-fused ONNX operators leave the partitioner far fewer places to cut: it is measured on graphs as a tracer finds them.
+All tensors live on the meta device. These are torch modules and not the product's own decoders (`models/decoder`),
+whose fused ONNX operators leave far fewer places to cut: the partitioner is measured on graphs as a tracer finds them.
 """
 
 from __future__ import annotations
