@@ -29,7 +29,7 @@ _MS = "com.microsoft"
 _INT8, _FLOAT = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT
 #: Rows of a matrix that are made into rows of integers at a time.
 _CHUNK = 1024
-#: A token of zeros alone has a scale, too.
+#: What a row of zeros is divided by.
 _LEAST_SCALE = np.float32(1e-30)
 
 
@@ -114,7 +114,6 @@ class _Rewriter:
             del self.weights[name]
         self._constant("axes", np.array([-1], np.int64))
         self._constant("share", np.float32(1 / 127))
-        self._constant("least", _LEAST_SCALE)
         self._constant("one", np.float32(1))
         self._constant("middle", np.uint8(128))
         self._constant("middles", np.array([128], np.uint8))
@@ -146,8 +145,8 @@ class _Rewriter:
             self._constant(flat, np.array([-1, inner], np.int64))
             sizes = self._node("Abs", [x], f"{x}.sizes")
             most = self._node("ReduceMax", [sizes, _name("axes")], f"{x}.most", keepdims=1)
-            share = self._node("Mul", [most, _name("share")], f"{x}.share")
-            scales = self._node("Max", [share, _name("least")], f"{x}.scales")
+            # A token of zeros has the scale 0: whatever its integers are then, its products are 0.
+            scales = self._node("Mul", [most, _name("share")], f"{x}.scales")
             # One scale per row of a matrix: that kernel is the fast one.
             each = self._node("Reshape", [scales, _name("axes")], f"{x}.each")
             zeros = self._node("Expand", [_name("middles"), self._node("Shape", [each], f"{x}.count")], f"{x}.zeros")
