@@ -11,7 +11,7 @@ import pytest
 
 from qeil_compile.backends import backend
 from qeil_compile.backends.onnxruntime import decoder as ort_decoder
-from qeil_compile.errors import InputError, ModelError
+from qeil_compile.errors import BackendError, InputError, ModelError
 from qeil_compile.models.decoder import (
     FAMILIES,
     Rope,
@@ -244,6 +244,20 @@ def test_a_session_refuses(call: object, message: str) -> None:
     s.prefill([[1, 2]])
     with pytest.raises(InputError, match=message):
         call(s)  # type: ignore[operator]
+
+
+def test_stages_without_logits_are_no_decoder() -> None:
+    class Mute:
+        states, compact = (), True
+
+        def reset(self, rows: int) -> None:
+            pass
+
+        def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"present.0.key": np.zeros((1, 1, 1, 1), np.float32)}
+
+    with pytest.raises(BackendError, match="no stage has written logits"):
+        Session([Mute()], {1: [Mute()]}, VOCAB, 64).prefill([[1]])  # type: ignore[list-item]
 
 
 def test_a_full_context_is_refused() -> None:

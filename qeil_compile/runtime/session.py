@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qeil_compile.backends.base import DecoderStage
-from qeil_compile.errors import InputError
+from qeil_compile.errors import BackendError, InputError
 
 Units = Sequence[DecoderStage]
 
@@ -206,6 +206,9 @@ class Session:
         for unit in self._units:
             values.update(unit.run(values))
         self.tokens_run += int(fresh.sum())
+        if "logits" not in values:
+            # Of an artifact by somebody else: its hashes fit whatever it holds.
+            raise BackendError("no stage has written logits, which the last one should; get or compile the model again")
         return values["logits"]
 
 
