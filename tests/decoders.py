@@ -9,7 +9,7 @@ import pytest
 
 from qeil_compile.backends import backend
 from qeil_compile.forms.program import StageProgram
-from qeil_compile.models.decoder import DecoderGraph
+from qeil_compile.models.decoder import DecoderGraph, open_decoder
 from qeil_compile.runtime.session import Session
 
 VOCAB = 96
@@ -71,8 +71,21 @@ def program(graph: DecoderGraph) -> StageProgram:
     )  # fmt: skip
 
 
+def stage(graph: DecoderGraph, weights: dict[str, np.ndarray], engine: str) -> Any:
+    """The whole model as one stage on an engine."""
+    compile_decoder = backend(engine).compile_decoder  # type: ignore[attr-defined]
+    return compile_decoder(program(graph), graph.states, weights, "cpu" if engine == "torch" else "CPU", True, 1)
+
+
+def small_stage(name: str, engine: str, bits: int | None = None) -> Any:
+    """A small model of a family, with its weights, as one stage on an engine."""
+    decoder = open_decoder(small(name))
+    graph = decoder.graph(bits=bits)
+    weight = decoder.weights(graph)
+    return stage(graph, {n: weight(n) for n in graph.weights}, engine)
+
+
 def session(graph: DecoderGraph, weights: dict[str, np.ndarray], engine: str) -> Session:
     """The whole model on one engine."""
-    compile_decoder = backend(engine).compile_decoder  # type: ignore[attr-defined]
-    unit = compile_decoder(program(graph), graph.states, weights, "cpu" if engine == "torch" else "CPU", True, 1)
+    unit = stage(graph, weights, engine)
     return Session([unit], {1: [unit]}, graph.facts.vocab, graph.facts.context)

@@ -23,7 +23,7 @@ from qeil_compile.models.decoder import (
     unpack,
 )
 from qeil_compile.runtime.session import Session
-from tests.decoders import SMALL, VOCAB, last_logits, program, session, small
+from tests.decoders import SMALL, VOCAB, last_logits, program, session, small, small_stage
 
 ENGINES = ("onnxruntime", "openvino", "torch")
 
@@ -112,14 +112,7 @@ def test_samples_share_the_cache_of_their_prompt(name: str, monkeypatch: pytest.
     """Kept once, whatever becomes of the rows: they leave, change places, branch, move elsewhere, begin anew."""
     monkeypatch.setattr(ort_decoder, "_WORTH_SHARING", 1)
     model = small(name)
-    decoder = open_decoder(model)
-    graph = decoder.graph()
-    weight = decoder.weights(graph)
-    weights = {n: weight(n) for n in graph.weights}
-    unit, other = (
-        backend(e).compile_decoder(program(graph), graph.states, weights, "CPU", True, 1)  # type: ignore[attr-defined]
-        for e in ("onnxruntime", "openvino")
-    )
+    unit, other = (small_stage(name, e) for e in ("onnxruntime", "openvino"))
     rows = Rows(model, Session([unit], {1: [other], 16: [unit]}, VOCAB, 64), PROMPTS[:1])
     rows.select([0] * 5)
     rows.select([0, 2, 3, 4])  # one ends before any has a token of its own
@@ -157,11 +150,7 @@ def test_samples_share_the_cache_of_their_prompt(name: str, monkeypatch: pytest.
 
 
 def test_a_long_prompt_is_shared_and_a_short_one_is_not() -> None:
-    decoder = open_decoder(small("qwen2"))
-    graph = decoder.graph()
-    weight = decoder.weights(graph)
-    weights = {n: weight(n) for n in graph.weights}
-    unit = backend("onnxruntime").compile_decoder(program(graph), graph.states, weights, "CPU", True, 1)  # type: ignore[attr-defined]
+    unit = small_stage("qwen2", "onnxruntime")
     s = Session([unit], {1: [unit]}, VOCAB, 64)
     for length, samples, shared in ((4, 16, 0), (60, 2, 0), (60, 6, 60)):
         s.prefill([list(range(length))])
@@ -191,11 +180,7 @@ def test_rows_are_saved_and_taken_up_again(name: str, engine: str) -> None:
 
 def test_samples_begin_with_room_for_their_next_tokens() -> None:
     """One copy of the prompt's cache per sample, none of them twice; none at all where rows end."""
-    decoder = open_decoder(small("qwen2"))
-    graph = decoder.graph()
-    weight = decoder.weights(graph)
-    weights = {n: weight(n) for n in graph.weights}
-    unit = backend("onnxruntime").compile_decoder(program(graph), graph.states, weights, "CPU", True, 1)  # type: ignore[attr-defined]
+    unit = small_stage("qwen2", "onnxruntime")
     s = Session([unit], {1: [unit]}, VOCAB, 64)
     s.prefill([PROMPTS[0]])
     s.select(np.zeros(16, np.int64))

@@ -13,14 +13,14 @@ from onnx import helper
 
 from qeil_compile.api import Settings
 from qeil_compile.artifact.decoder import PhaseUnits
-from qeil_compile.backends import backend
 from qeil_compile.backends.onnxruntime import OnnxRuntimeBackend, integer
+from qeil_compile.errors import BackendError
 from qeil_compile.forms.products import INTEGER_ROWS, with_integer_rows
 from qeil_compile.forms.program import StageProgram
 from qeil_compile.language import DecoderSettings, Generation, Runner, compile_decoder, load_decoder
 from qeil_compile.language.choosing import in_rows
 from qeil_compile.models.decoder import open_decoder, pack, unpack
-from tests.decoders import VOCAB, program, session, small
+from tests.decoders import VOCAB, session, small, small_stage, stage
 
 INNER, OUTER = 256, 96
 #: The engine's own answer to what its CPU can; without it MatMulNBits stays, and there is nothing to test.
@@ -129,12 +129,37 @@ def test_nothing_changes_where_integers_saturate(monkeypatch: pytest.MonkeyPatch
 
 @needs_integers
 def test_what_the_engine_has_repacked_is_let_go() -> None:
+    unit = small_stage("qwen2", "onnxruntime", bits=8)
+    assert not any(n.endswith((".codes", ".integers")) for n in unit._weights)
+
+
+@needs_integers
+def test_a_matrix_that_two_products_read_is_there_once() -> None:
+    model = onnx.load_model_from_string(product(8, 2, twice=True).payload)
+    model.graph.node[1].input[1:] = ["codes", "scales"]
+    del model.graph.initializer[2:]
+    twice = replace(product(8, 2), payload=model.SerializeToString())
+    weights = dict(zip(("codes", "scales"), pack(matrix(0), 8, 2), strict=True))
+    x = np.random.default_rng(6).standard_normal((1, 3, INNER)).astype(np.float32)
+    found = integer.rewritten(twice, weights)
+    assert len(found.packed) == 1
+    np.testing.assert_array_equal(run(found, x), run(integer.rewritten(product(8, 2), weights), x))
+
+
+@needs_integers
+@pytest.mark.parametrize(("kind", "attribute"), [("MatMulNBits", "bits"), ("GroupQueryAttention", "kv_num_heads")])
+def test_an_operator_without_what_it_needs_is_refused(kind: str, attribute: str) -> None:
+    """An artifact's hashes fit whatever its maker wrote."""
     decoder = open_decoder(small("qwen2"))
     graph = decoder.graph(bits=8)
     weight = decoder.weights(graph)
-    weights = {n: weight(n) for n in graph.weights}
-    unit = backend("onnxruntime").compile_decoder(program(graph), graph.states, weights, "CPU", True, 1)  # type: ignore[attr-defined]
-    assert not any(n.endswith((".codes", ".integers")) for n in unit._weights)
+    for node in graph.model.graph.node:
+        if node.op_type == kind:
+            kept = [a for a in node.attribute if a.name != attribute]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    with pytest.raises(BackendError, match="onnxruntime"):
+        stage(graph, {n: weight(n) for n in graph.weights}, "onnxruntime")
 
 
 @needs_integers

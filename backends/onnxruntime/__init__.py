@@ -105,14 +105,15 @@ class OnnxRuntimeBackend:
 
         kept: Mapping[str, np.ndarray] = {name: np.ascontiguousarray(a) for name, a in weights.items()}
         own: frozenset[str] = frozenset()
-        if self.integer_rows(device):
-            found = rewritten(program, kept)
-            program, kept, own = found.program, found.weights, found.packed
-        running = replace(program, payload=shared_prefix(program.payload, states)) if device == "CPU" else program
-        session = _session(running, kept, device, _settings(device, exclusive, threads))
         try:
+            if self.integer_rows(device):
+                found = rewritten(program, kept)
+                program, kept, own = found.program, found.weights, found.packed
+            running = replace(program, payload=shared_prefix(program.payload, states)) if device == "CPU" else program
+            session = _session(running, kept, device, _settings(device, exclusive, threads))
             return decoder_stage(session, program.payload, states, {n: a for n, a in kept.items() if n not in own})
-        except (LookupError, MemoryError, TypeError, ValueError) as error:  # states of a form that no cache has
+        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+            # States of a form that no cache has; packed weights and attention without what their operators need.
             raise BackendError(f"onnxruntime:{device}: {_line(error)}") from error
 
 

@@ -125,6 +125,14 @@ class _Rewriter:
         x, codes, scales = node.input[:3]
         about = _attributes(node)
         base = f"{codes}.integers"
+        if base not in self.packed:  # two products may read one matrix
+            self._matrix(base, codes, scales, about)
+        integers, token_scales = self._quantised(x, about["K"])
+        inputs = [integers, base, _name("one"), f"{base}.scales", _name("middle")]
+        self._node("MatMulIntegerToFloat", inputs, f"{node.output[0]}.unscaled", _MS)
+        self.nodes.append(helper.make_node("Mul", [f"{node.output[0]}.unscaled", token_scales], node.output, node.name))
+
+    def _matrix(self, base: str, codes: str, scales: str, about: Mapping[str, Any]) -> None:
         matrix, row_scales = _integer_rows(self.weights[codes], self.weights[scales], about["bits"], about["K"])
         self.gone |= {codes, scales}
         for name, array in ((base, matrix), (f"{base}.scales", row_scales)):
@@ -133,10 +141,6 @@ class _Rewriter:
             self.model.graph.initializer.append(tensor)
             self.weights[name] = array
         self.packed.add(base)
-        integers, token_scales = self._quantised(x, about["K"])
-        inputs = [integers, base, _name("one"), f"{base}.scales", _name("middle")]
-        self._node("MatMulIntegerToFloat", inputs, f"{node.output[0]}.unscaled", _MS)
-        self.nodes.append(helper.make_node("Mul", [f"{node.output[0]}.unscaled", token_scales], node.output, node.name))
 
     def _quantised(self, x: str, inner: int) -> tuple[str, str]:
         """`x` [..., k] as unsigned numbers around 128, and scales [..., 1]; once for all products that read it."""
