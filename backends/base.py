@@ -77,10 +77,10 @@ class Backend(Protocol):
     ) -> Executable:
         """Compile a stage for `device` (for an affinity program: the devices named there).
 
-        `exclusive` is False when the plan has stages of other engines on the same cores. `threads` is the number of
-        CPU threads, 0 for the engine's own choice (on a device that is no CPU it has no meaning). `weights` maps the
-        program's weight names to arrays, which the executable may keep by reference. Raises `BackendError`
-        and never falls back to another device.
+        `exclusive` is False when stages of other engines, or another session, use the same cores next. `threads` is
+        the number of CPU threads, 0 for the engine's own choice (on a device that is no CPU it has no meaning).
+        `weights` maps the program's weight names to arrays, which the executable may keep by reference. Raises
+        `BackendError` and never falls back to another device.
         """
         ...
 

@@ -2,8 +2,9 @@
 
 python benchmarks/selection.py [--quick] [--data FOLDER] [--only PART ...] [--json FILE]
 
-No model runs here; passes are modelled as rounds of 1 + (b - 1) rho. Whatever is learned or tuned is so on one half of
-the questions and reported on the other, both ways, unless a row says otherwise. Logs missing in --data are left out.
+No model runs here but in the part `demo`; passes are modelled as rounds of 1 + (b - 1) rho. Whatever is learned or
+tuned is so on one half of the questions and reported on the other, both ways, unless a row says otherwise. Logs missing
+in --data are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from common import RESULTS, ROOT, Report, options, publish
 from scipy import stats
 from selection_costs import AIME, CLOZE, eac, programs, respelled, risk
+from selection_demo import demo
 
 from qeil_compile import sampling as qs
 from qeil_compile.sampling import named, plots
@@ -194,7 +196,7 @@ def _stream_seconds(selector: qs.Selector, streams: Sequence[Sequence[qs.Sample]
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 PARTS = {"cert": cert, "eac": eac, "risk": risk, "arde": arde, "programs": programs, "verified": verified,
-         "time": timing}  # fmt: skip
+         "time": timing, "demo": demo}  # fmt: skip
 
 
 def _plot(args: Any, folder: Path) -> None:

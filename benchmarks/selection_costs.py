@@ -54,6 +54,7 @@ SETS = (
     Set("MATH, k = 8", "qwen25math_rm/math100_qwen2.5-math_k8_rm72b.jsonl.gz", qs.Votes()),
     Set("AIME25, k = 64", AIME.format(64), qs.Votes(), respelled),
     Set("AIME25, k = 128", AIME.format(128), qs.Votes(), respelled),
+    Set("reasoner, k = 40", "reasoner/problems_T0.8_k40.jsonl.gz", qs.Votes()),
     Set("GSM8K, k = 5", "gsm8k_gpt41mini/gsm8k150_gpt-4.1-mini_k5.jsonl.gz", qs.Votes()),
 )  # fmt: skip
 #: Grouped looks of Adaptive-Consistency; the cheapest of them in hindsight is what EAC is compared with.

@@ -78,9 +78,9 @@ def answer(progress: Progress, number: int = 0, samples: int = 20) -> Answered:
     """Compile the reasoner for this machine, and ask it problem `number` of those held out from its training."""
     with reasoner_folder() as folder:
         settings = Settings(target="onnxruntime:CPU,openvino:CPU")
-        runner = Runner(compile_decoder(folder, Generation(64, 96, 8), settings, progress=progress))
+        runner = Runner(compile_decoder(folder, Generation(96, 224, 8), settings, progress=progress))
     problem = generate("test", seed=2026, index=number)
-    source = open_source([runner], Sampling(temperature=0.8, max_tokens=96), prompt)
+    source = open_source([runner], Sampling(temperature=0.8, max_tokens=224), prompt)
     verdict = ask(source, default_selector(source, samples), problem.question)
     return Answered(problem.question, str(problem.answer), verdict, runner.compiled.placements)
 

@@ -78,8 +78,8 @@ INSTEAD: Mapping[str, Instead] = {
     "python -m qeil_compile.models.reasoner.evaluate --problems 300 --samples 20 --temperature 0.8": Instead(
         _MINUTES, "python -m qeil_compile.models.reasoner.evaluate --problems 1 --samples 2 --temperature 0.8"
     ),
-    f"{_TRAIN} --minutes 40 --threads 2 --gsm8k train.jsonl --out my-reasoner": Instead(
-        "40 minutes", f"{_TRAIN} --steps 1 --threads 1 --gsm8k train.jsonl --out my-reasoner"
+    f"{_TRAIN} --minutes 18 --threads 2 --gsm8k train.jsonl --out my-reasoner": Instead(
+        "18 minutes", f"{_TRAIN} --steps 1 --threads 1 --gsm8k train.jsonl --out my-reasoner"
     ),
     "qeil bench paper --quick": Instead(_MINUTES, f"qeil bench paper --quick {_SMALL}", page="docs/paper.md"),
     "qeil bench paper --quick --target jetson-agx-orin@30W -o orin": Instead(

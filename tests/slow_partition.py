@@ -65,18 +65,19 @@ def slow_value(phases: list[Phase], place: list[int]) -> tuple[float, float, flo
 
 
 def _segments(costs: Any) -> list[list[int]]:
-    """Groups between cuts: a cut is ordered with every group that has both a source and a reader."""
+    """Groups between cuts: a cut is ordered with every group that has a reader, and with a source that has a source."""
     n = len(costs.groups.groups)
     graph = nx.DiGraph()
     graph.add_nodes_from(range(n))
     graph.add_edges_from((a, b) for a, b, _ in costs.groups.edges)
+    deep = {g for g in range(n) if any(graph.in_degree(a) for a in graph.predecessors(g))}
     segments: list[list[int]] = [[]]
     for c in range(n):
         segments[-1].append(c)
-        # Before c every group with a reader must be read by c's past or c; after it every one with a source reads from
-        # c's future or c.
+        # Before c every group with a reader must be read by c's past or c; after it every one that is deep reads
+        # from c's future or c.
         past = all(any(b <= c for b in graph.successors(g)) for g in range(c) if graph.out_degree(g))
-        future = all(any(a >= c for a in graph.predecessors(g)) for g in range(c + 1, n) if graph.in_degree(g))
+        future = all(any(a >= c for a in graph.predecessors(g)) for g in range(c + 1, n) if g in deep)
         if past and future and c + 1 < n:
             segments.append([])
     return segments

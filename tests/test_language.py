@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +144,35 @@ def test_an_artifact_runs_without_its_source(
 
 
 def test_pages_of_weights_are_let_go_and_come_back(stories: CompiledDecoder, tmp_path: Path) -> None:
-    from qeil_compile.language.compiled import forget_pages
+    from qeil_compile.language.pages import passing_pages
 
     stories.save(tmp_path / "m.qeil")
     loaded = CompiledDecoder.load(tmp_path / "m.qeil")
     names = [k for u in loaded.phases["prefill"].units for k in u.program.weights.values()]
     before = {n: loaded.weight(32, n).copy() for n in names}
-    for n in names:
-        forget_pages(loaded.weight(32, n))
+    assert _resident(loaded.weight(32, names[0])), "what was just read is in memory"
+    with passing_pages(loaded.weight(32, n) for n in names):
+        # Not only at the end: an engine reads weights one by one, and what it has read goes meanwhile.
+        until = time.monotonic() + 20
+        while _resident(loaded.weight(32, names[0])) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not _resident(loaded.weight(32, names[0]))
+        assert all(np.array_equal(loaded.weight(32, n), before[n]) for n in names)
+    assert not _resident(loaded.weight(32, names[0]))
     assert all(np.array_equal(loaded.weight(32, n), before[n]) for n in names)
+
+
+def _resident(array: np.ndarray) -> int:
+    """Bytes in memory of the mapping that holds an array."""
+    address, inside = array.ctypes.data, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()[0]
+        if "-" in head and not head.endswith(":"):
+            low, high = (int(part, 16) for part in head.split("-"))
+            inside = low <= address < high
+        elif inside and head == "Rss:":
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the array is in no mapping")
 
 
 def test_no_torch_where_no_stage_needs_it(tmp_path: Path) -> None:

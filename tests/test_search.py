@@ -170,7 +170,7 @@ def test_memory_that_is_too_small_is_respected() -> None:
 
 
 def test_the_same_seed_gives_the_same_plans_on_any_number_of_cores() -> None:
-    t = tables(problem(5, 2))
+    t = tables(problem(8, 3))
     starts = [np.full(t.groups, p) for p in range(t.placements)]
     one, two = (search(t, starts, replace(QUICK, jobs=n, chains=3)) for n in (1, 3))
     assert (one.values == two.values).all() and (one.places == two.places).all()

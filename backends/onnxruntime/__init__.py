@@ -110,8 +110,9 @@ class OnnxRuntimeBackend:
                 found = rewritten(program, kept)
                 program, kept, own = found.program, found.weights, found.packed
             running = replace(program, payload=shared_prefix(program.payload, states)) if device == "CPU" else program
-            session = _session(running, kept, device, _settings(device, exclusive, threads))
-            return decoder_stage(session, program.payload, states, {n: a for n, a in kept.items() if n not in own})
+            settings = _settings(device, exclusive, threads)
+            session = _session(running, kept, device, settings, frozenset(kept) - own)
+            return decoder_stage(session, program.payload, states)
         except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
             # States of a form that no cache has; packed weights and attention without what their operators need.
             raise BackendError(f"onnxruntime:{device}: {_line(error)}") from error
@@ -136,7 +137,15 @@ def _options(device: str) -> Any:
     return options
 
 
-def _session(program: StageProgram, weights: Mapping[str, np.ndarray], device: str, options: Any) -> Any:
+def _session(
+    program: StageProgram, weights: Mapping[str, np.ndarray], device: str, options: Any,
+    lasting: frozenset[str] = frozenset(),
+) -> Any:  # fmt: skip
+    """A session. Weights named `lasting` it reads where they are, as long as it lives.
+
+    That is for graphs of this project's own: an optimiser that writes a weight anew under its old name would not be
+    heard.
+    """
     provider = f"{device}ExecutionProvider"
     if provider not in ort.get_available_providers():
         raise BackendError(
@@ -146,8 +155,14 @@ def _session(program: StageProgram, weights: Mapping[str, np.ndarray], device: s
     try:
         values = {n: _value(a) for n, a in weights.items()}
         if values:
+            # Those that the optimisers look into; each is copied into the graph, and a copy that some operator reads
+            # as it is stays, beside the form that another one packs for itself.
             options.add_external_initializers(list(values), list(values.values()))
+        shared = {name: values[name] for name in lasting}
+        for name, value in shared.items():
+            options.add_initializer(name, value)
         session = ort.InferenceSession(program.payload, options, providers=[provider])
+        session.shared_values = shared  # which it reads, and does not hold
     except Exception as error:  # ONNX Runtime raises a family of types without a common base
         raise BackendError(f"onnxruntime:{device}: {_line(error)}") from error
     if provider not in session.get_providers():

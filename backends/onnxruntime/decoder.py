@@ -32,8 +32,8 @@ class OrtDecoderStage:
 
     compact = True
 
-    def __init__(self, session: Any, states: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> None:
-        self._session, self._weights = session, weights
+    def __init__(self, session: Any, states: Mapping[str, str]) -> None:
+        self._session = session
         shapes = {i.name: i.shape for i in session.get_inputs()}
         self.states: Sequence[str] = [n for n in shapes if n in states]
         self._shares = SHARED in shapes
@@ -240,8 +240,8 @@ class OrtAppendingStage:
 
     compact = False
 
-    def __init__(self, session: Any, states: Mapping[str, str], weights: Mapping[str, np.ndarray]) -> None:
-        self._session, self._weights = session, weights
+    def __init__(self, session: Any, states: Mapping[str, str]) -> None:
+        self._session = session
         inputs = {i.name: i for i in session.get_inputs()}
         self.states: Sequence[str] = [n for n in inputs if n in states]
         self._given = [n for n in inputs if n not in states]
@@ -278,16 +278,14 @@ class OrtAppendingStage:
         return {n: v.numpy() for n, v in found.items()}
 
 
-def decoder_stage(
-    session: Any, payload: bytes, states: Mapping[str, str], weights: Mapping[str, np.ndarray]
-) -> OrtDecoderStage | OrtAppendingStage:
+def decoder_stage(session: Any, payload: bytes, states: Mapping[str, str]) -> OrtDecoderStage | OrtAppendingStage:
     """The kind of stage that a model's operators call for."""
     nodes = onnx.load_model_from_string(payload).graph.node
     attends = [n for n in nodes if n.op_type == "GroupQueryAttention" and set(n.input) & states.keys()]
     keys = {n for n in states if any(n in node.input for node in attends)}
     # States that an operator of attention does not own, keep their length or grow by themselves.
     grows = any(len(i.shape) == 4 and i.name in states and i.name not in keys for i in session.get_inputs())
-    return (OrtAppendingStage if grows else OrtDecoderStage)(session, states, weights)
+    return (OrtAppendingStage if grows else OrtDecoderStage)(session, states)
 
 
 def _rounded(total: int) -> int:

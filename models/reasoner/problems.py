@@ -1,6 +1,6 @@
 """Arithmetic word problems with worked solutions in the manner of GSM8K, in two splits that share no form.
 
-A problem is an opening, up to three events and a question, told in one scene:
+A problem is an opening, up to four events and a question, told in one scene:
 
     Anna has 4 baskets with 6 apples in each. She gives 5 apples to Ben. How many apples does Anna have now?
     Anna starts with <<4*6=24>>24 apples.
@@ -30,7 +30,7 @@ TEST_SHARE = 8
 #: No quantity in a problem is larger.
 LIMIT = 999
 #: Problems with 0, 1, 2, ... events between opening and question, as weights.
-EVENT_WEIGHTS = (1, 3, 3, 1)
+EVENT_WEIGHTS = (1, 1, 2, 3, 3)
 
 _ANSWER = re.compile(r"####\s*(-?[\d,]+)")
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {

@@ -1,4 +1,4 @@
-"""Train the reasoner: `python -m qeil_compile.models.reasoner.train --minutes 40 --threads 2 --out DIR`.
+"""Train the reasoner: `python -m qeil_compile.models.reasoner.train --minutes 18 --threads 2 --out DIR`.
 
 The folder is a loadable checkpoint from the first save on; the same command again goes on where the last
 save stopped, with another budget if one is given. The learning rate follows a cosine over the budget, which is

@@ -17,8 +17,9 @@ and what it reads is there; what a stage writes is there for others when it ends
 Bytes of a pool are the weights of its devices, each once per device over all phases, and room for activations.
 
 This is `passes.schedule` with three simplifications that make a move's price independent of the size of the graph:
-devices that share a memory do not slow one another down, a link is free again at each cut, and a group that reads
-nothing, or that nothing reads, runs within its segment.
+devices that share a memory do not slow one another down, a link is free again at each cut, and a group on the side
+runs within its segment: one that nothing reads, that reads nothing, or only groups that read nothing (the indices that
+a decoder's layers make of their inputs).
 """
 
 from __future__ import annotations
@@ -311,8 +312,8 @@ class _Graph:
         """Groups of a phase with which all others are ordered.
 
         All groups before c reach it if c is the only one among them and itself that none of these reads: each has its
-        first reader no later than c. Likewise each group after c has its last source no earlier than c. Groups that
-        read nothing, or that nothing reads, end with their segment (a barrier), and hide no cut.
+        first reader no later than c. Likewise each group after c has its last source no earlier than c. Groups on the
+        side, and those that nothing reads, end with their segment (a barrier), and hide no cut.
         """
         n = high - low
         # Tensors that are carried between phases order nothing inside one.
@@ -325,7 +326,9 @@ class _Graph:
         first = np.where(reader < n, reader, -1)
         origin = np.full(n, -1, dtype=_I)
         np.maximum.at(origin, b, a)
-        last = np.where(origin >= 0, origin, n)
+        deep = np.zeros(n, dtype=bool)
+        np.logical_or.at(deep, b, origin[a] >= 0)
+        last = np.where(deep, origin, n)
         latest = np.concatenate([[-1], np.maximum.accumulate(first)[:-1]])
         earliest = np.concatenate([np.minimum.accumulate(last[::-1])[::-1][1:], [n]])
         here = np.arange(n)

@@ -69,8 +69,9 @@ def _read(row: np.ndarray, x: np.ndarray, peaks: np.ndarray) -> bool:
     """
     bits = x.view(np.int32)
     if len(row) != x.size:
-        for i in range(x.size):
-            x[i // BLOCK, i % BLOCK] = row[i] if i < len(row) else _NO_FLOOR
+        flat = x.reshape(-1)
+        flat[: len(row)] = row
+        flat[len(row) :] = _NO_FLOOR
     worst = np.int32(0)
     for b in range(len(peaks)):
         key, bad = _LEAST_KEY, np.int32(0)

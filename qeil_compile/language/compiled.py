@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from qeil_compile.backends.base import DecoderStage
 from qeil_compile.backends.isolation import IsolatedStage
 from qeil_compile.errors import ArtifactError, BackendError, QeilError, VerificationError
 from qeil_compile.frontends.decoder import PROMPT, Generation, step_phase
+from qeil_compile.language.pages import passing_pages
 from qeil_compile.models.decoder import DecoderFacts
 from qeil_compile.passes.lower import LoweredUnit
 from qeil_compile.plan import Plan
@@ -201,17 +200,29 @@ class CompiledDecoder:
 
         Raises `BackendError` naming the stage.
         """
+        with passing_pages(self._weights()):
+            return self._started(progress, guard, isolate)
+
+    def _weights(self) -> Iterator[np.ndarray]:
+        """Those of all units, as they are stored."""
+        for phase in self.phases.values():
+            for unit in phase.units:
+                yield from (self.weight(phase.bits, key) for key in unit.program.weights.values())
+
+    def _started(self, progress: Progress, guard: Guard | None, isolate: bool) -> Session:
         where = self.resolved()
-        exclusive = len({p.partition(":")[0] for p in self.placements}) == 1
+        one_engine = len({p.partition(":")[0] for p in self.placements}) == 1
+        stepping = {_key(u, p.bits) for n, p in self.phases.items() if n != PROMPT for u in p.units}
         known: dict[tuple[object, ...], DecoderStage] = {}
         total = sum(len(p.units) for p in self.phases.values())
         done = 0
         started: dict[str, list[DecoderStage]] = {}
         for name, phase in self.phases.items():
             for unit in phase.units:
-                key = (unit.placements, phase.bits, hashlib.sha256(unit.program.payload).digest())
+                key = _key(unit, phase.bits)
                 if key not in known:
-                    stage = self._start(unit, phase.bits, where, exclusive, isolate)
+                    # The threads of a prompt's own unit would spin while the first steps run in others.
+                    stage = self._start(unit, phase.bits, where, one_engine and key in stepping, isolate)
                     if guard is not None:
                         stage = guard.decoder(stage, unit.placements, f"unit {len(known)}")
                     known[key] = stage
@@ -227,17 +238,12 @@ class CompiledDecoder:
         return session
 
     def _warm(self, session: Session) -> None:
-        """Run each phase once: engines repack weights when they first meet them. Of a mapped file the pages that were
-        read for it need not stay in memory."""
+        """Run each phase once: engines repack weights when they first meet them."""
         for rows in self.workload.shares:
             session.prefill([[0]])
             session.select(np.zeros(rows, np.int64))
             session.step(np.zeros(rows, np.int64))
         session.tokens_run = session.bytes_moved = 0
-        for phase in self.phases.values():
-            for unit in phase.units:
-                for key in unit.program.weights.values():
-                    forget_pages(self.weight(phase.bits, key))
 
     def start_guarded(self, guard: Guard, isolate: bool, progress: Progress) -> Session:
         """Compile the units on their engines, each under watch (see `runtime.resilient`)."""
@@ -271,14 +277,9 @@ class CompiledDecoder:
         return stage
 
 
-def forget_pages(array: np.ndarray) -> None:
-    """Let the pages of a mapped file go; they come back from the file when something reads them. Others stay."""
-    base: Any = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    mapped = base.obj if isinstance(base, memoryview) else base
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+def _key(unit: LoweredUnit, bits: int) -> tuple[object, ...]:
+    """Units of one key are one stage, which several phases may use."""
+    return unit.placements, bits, hashlib.sha256(unit.program.payload).digest()
 
 
 def _computed(array: np.ndarray) -> np.ndarray:

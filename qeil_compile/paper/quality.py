@@ -42,7 +42,7 @@ from qeil_compile.sampling.source import ask
 
 Progress = Callable[[str, int, int], None]
 #: Tokens of a prompt and of an answer that plans and limits are made for.
-_PROMPT, _ANSWER = 96, 96
+_PROMPT, _ANSWER = 96, 224
 #: Questions: one half to learn from, one to be asked.
 _LEAST = 2
 _ENGINES = "onnxruntime:CPU,openvino:CPU"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor
@@ -187,7 +188,8 @@ def _expand(node: Node) -> Kernel:
 
     def run(x: Tensor, target: Tensor) -> Tensor:
         # Broadcasting goes both ways: the result may keep a dimension where the target says 1.
-        return x.expand(torch.broadcast_shapes(x.shape, tuple(shape(target))))
+        # (torch's own function for this imports sympy, for most of a second.)
+        return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape(target))))
 
     return run
 
