@@ -30,11 +30,12 @@ SMALL = {
             "transformers", "--threads", "1"],
     "strangers": ["--only", "plan", "log", "FX", "--count", "20"],
     "paper": ["--targets", "lunar-lake-258v", "--families", "gpt2-125m", "--no-quality"],
-    "selection": ["--only", "arde", "--only", "verified", "--only", "eac"],
+    "selection": ["--only", "arde", "--only", "verified", "--only", "eac", "--only", "demo"],
 }
 #: Parts of benchmarks, not scripts.
 PARTS = {"common", "families", "faults_kinds", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native",
-         "llm_turns", "llm_worker", "mutations", "selection_costs", "strangers_corpus", "strangers_worker"}
+         "llm_turns", "llm_worker", "mutations", "selection_costs", "selection_demo", "strangers_corpus",
+         "strangers_worker"}
 
 
 @pytest.mark.parametrize("name", SMALL)

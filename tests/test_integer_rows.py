@@ -130,7 +130,8 @@ def test_nothing_changes_where_integers_saturate(monkeypatch: pytest.MonkeyPatch
 @needs_integers
 def test_what_the_engine_has_repacked_is_let_go() -> None:
     unit = small_stage("qwen2", "onnxruntime", bits=8)
-    assert not any(n.endswith((".codes", ".integers")) for n in unit._weights)
+    lasting = unit._session.shared_values
+    assert lasting and not any(n.endswith((".codes", ".integers")) for n in lasting)
 
 
 @needs_integers
@@ -177,6 +178,6 @@ def test_an_artifact_runs_its_four_bits_as_rows(tmp_path: Path) -> None:
     loaded = load_decoder(tmp_path / "rows.qeil")
     assert 0 < loaded.compiled.verify() < 0.1
     assert all(in_rows(u) for p in loaded.compiled.phases.values() for u in p.units)
-    assert not any(n.endswith(".codes") for n in loaded.compiled.start()._prompt[0]._weights)
+    assert not any(n.endswith(".codes") for n in loaded.compiled.start()._prompt[0]._session.shared_values)
     found = Runner(loaded.compiled).generate([[1, 2, 3]], n=2, max_tokens=4, ignore_eos=True)
     assert all(0 <= t < VOCAB for c in found[0] for t in c.tokens)

@@ -22,14 +22,15 @@ MEGABYTES = 12
 GREEDY_AT_LEAST = 5
 
 GOLDEN_QUESTION = (
-    "David has 2 pencils. Wendy has 4 more than David. She buys 20 more. David has 69 more pencils than Wendy now. "
-    "How many do they have together?"
+    "Sam has 40 marbles. Frank has half as many as Sam. Then he wins five times as many marbles as he already has. "
+    "He lends 52 to Sam. He puts them equally into 2 jars. How many marbles are in each jar?"
 )
-GOLDEN_SOLUTION = """Wendy starts with <<2+4=6>>6 pencils.
-Now Wendy has <<6+20=26>>26 pencils.
-David has <<26+69=95>>95 pencils.
-Together they have <<26+95=121>>121 pencils.
-#### 121"""
+GOLDEN_SOLUTION = """Frank starts with <<40/2=20>>20 marbles.
+That adds <<20*5=100>>100 marbles.
+Now Frank has <<20+100=120>>120 marbles.
+Now Frank has <<120-52=68>>68 marbles.
+Each jar holds <<68/2=34>>34 marbles.
+#### 34"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_a_problem_is_the_same_for_the_same_arguments() -> None:
 
 def test_problems_do_not_change_with_the_python_version() -> None:
     # Python promises only random(): the draws built on it could change, and the reported figures with them.
-    problem = generate("test", 20, 0)
+    problem = generate("test", 20, 9)
     assert problem.question == GOLDEN_QUESTION
     assert problem.solution == GOLDEN_SOLUTION
 
