@@ -471,3 +471,37 @@ def test_what_stops_an_export_is_named() -> None:
     config = transformers.MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=VOCAB, state_size=4)
     with pytest.raises(ModelError, match="mamba"):
         open_language_model(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def test_a_weight_that_the_engine_transposes_is_not_read_in_place() -> None:
+    """The optimiser pushes both transposes through the Add, and writes the weight anew under its old name."""
+    from onnx import TensorProto, helper
+
+    from qeil_compile.backends.onnxruntime import OnnxRuntimeBackend
+    from qeil_compile.backends.onnxruntime.decoder import readable_in_place
+    from qeil_compile.forms.onnx_source import declare_external
+    from qeil_compile.forms.program import StageProgram
+
+    arrays = {"added": np.arange(16, dtype=np.float32).reshape(4, 4), "table": np.eye(5, 4, dtype=np.float32)}
+    tensors = []
+    for name, array in arrays.items():
+        tensors.append(TensorProto(name=name, dims=array.shape, data_type=TensorProto.FLOAT))
+        declare_external(tensors[-1], name)
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["turned"], perm=[0, 2, 1]),
+        helper.make_node("Add", ["turned", "added"], ["sum"]),
+        helper.make_node("Transpose", ["sum"], ["logits"], perm=[0, 2, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes, "turned", [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["rows", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", 4, 4])], tensors,
+    )  # fmt: skip
+    payload = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+    assert readable_in_place(payload, arrays) == {"table"}
+    stage = OnnxRuntimeBackend().compile_decoder(
+        StageProgram("onnx", payload, ("tokens",), ("logits",), {n: n for n in arrays}), {}, arrays, "CPU"
+    )
+    tokens = np.array([[0, 1, 2, 3]])
+    found = stage.run({"tokens": tokens, "mask": np.ones((1, 4), np.int64)})["logits"]
+    np.testing.assert_array_equal(found, arrays["table"][tokens] + arrays["added"].T)

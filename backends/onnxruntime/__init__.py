@@ -99,7 +99,7 @@ class OnnxRuntimeBackend:
         threads: int = 0,
     ) -> DecoderStage:
         """Compile a stage of a decoder, its states in buffers bound to the session."""
-        from qeil_compile.backends.onnxruntime.decoder import decoder_stage
+        from qeil_compile.backends.onnxruntime.decoder import decoder_stage, readable_in_place
         from qeil_compile.backends.onnxruntime.integer import rewritten
         from qeil_compile.backends.onnxruntime.prefix import shared_prefix
 
@@ -111,7 +111,7 @@ class OnnxRuntimeBackend:
                 program, kept, own = found.program, found.weights, found.packed
             running = replace(program, payload=shared_prefix(program.payload, states)) if device == "CPU" else program
             settings = _settings(device, exclusive, threads)
-            session = _session(running, kept, device, settings, frozenset(kept) - own)
+            session = _session(running, kept, device, settings, readable_in_place(running.payload, kept) - own)
             return decoder_stage(session, program.payload, states)
         except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
             # States of a form that no cache has; packed weights and attention without what their operators need.
@@ -141,11 +141,7 @@ def _session(
     program: StageProgram, weights: Mapping[str, np.ndarray], device: str, options: Any,
     lasting: frozenset[str] = frozenset(),
 ) -> Any:  # fmt: skip
-    """A session. Weights named `lasting` it reads where they are, as long as it lives.
-
-    That is for graphs of this project's own: an optimiser that writes a weight anew under its old name would not be
-    heard.
-    """
+    """A session. Weights named `lasting` it reads where they are, as long as it lives (see `readable_in_place`)."""
     provider = f"{device}ExecutionProvider"
     if provider not in ort.get_available_providers():
         raise BackendError(

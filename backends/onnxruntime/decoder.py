@@ -8,7 +8,7 @@ exporters write them) hand out new tensors, which are read next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ _WORTH_SHARING = 256
 #: Places of a cache that are added at once when it is full.
 _GROWTH = 128
 _DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype("f4"), "tensor(float16)": np.dtype("f2")}
+#: Operators that no optimiser writes a weight anew for.
+_READERS = {("Gather", ""), ("FusedMatMul", "com.microsoft"), ("MatMulNBits", "com.microsoft")}
 #: A block of memory serves again where it is at most so many times what is wanted.
 _LOOSE = 4
 
@@ -286,6 +288,27 @@ def decoder_stage(session: Any, payload: bytes, states: Mapping[str, str]) -> Or
     # States that an operator of attention does not own, keep their length or grow by themselves.
     grows = any(len(i.shape) == 4 and i.name in states and i.name not in keys for i in session.get_inputs())
     return (OrtAppendingStage if grows else OrtDecoderStage)(session, states)
+
+
+def readable_in_place(payload: bytes, weights: Iterable[str]) -> frozenset[str]:
+    """Of a model's weights those that a session may read where they are.
+
+    Optimisers write some weights anew under their old names (transposed, where a transpose is pushed through an
+    operator): a session that was told to read the old array there would compute with that.
+    """
+    others: set[str] = set()
+
+    def look(graph: onnx.GraphProto) -> None:
+        others.update(o.name for o in graph.output)
+        for node in graph.node:
+            if (node.op_type, node.domain) not in _READERS:
+                others.update(node.input)
+            for attribute in node.attribute:
+                for inner in (attribute.g, *attribute.graphs):
+                    look(inner)
+
+    look(onnx.load_model_from_string(payload).graph)
+    return frozenset(weights) - others
 
 
 def _rounded(total: int) -> int:
