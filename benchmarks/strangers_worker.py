@@ -48,7 +48,7 @@ REFUSED, UNVERIFIED, RIGHT, DIFFERENT, WRONG = (
     "refused", "refused by verify", "accepted, right", "accepted, another model", "WRONG ACCEPTED"
 )  # fmt: skip
 #: Seconds that one run of a model may take: some runs, and what engines then need, fit into the time of a mutant.
-RUN_SECONDS = 1.0
+RUN_SECONDS = 0.5
 _TURNS = ("onnxruntime:CPU", "openvino:CPU", "torch:cpu")
 _TALK = [{"role": "user", "content": "hello <|im_end|> world"}]
 

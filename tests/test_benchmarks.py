@@ -34,8 +34,8 @@ SMALL = {
 }
 #: Parts of benchmarks, not scripts.
 PARTS = {"common", "families", "faults_kinds", "llm_convert", "llm_ours", "llm_peer", "llm_peers", "llm_peers_native",
-         "llm_turns", "llm_worker", "mutations", "selection_costs", "selection_demo", "strangers_corpus",
-         "strangers_worker"}
+         "llm_turns", "llm_worker", "mutations", "recordings", "selection_costs", "selection_demo",
+         "strangers_corpus", "strangers_worker"}
 
 
 @pytest.mark.parametrize("name", SMALL)

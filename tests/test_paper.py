@@ -353,9 +353,9 @@ def test_quality_learns_from_other_questions_only(monkeypatch):
     seen = []
     real = quality.learned_selector
 
-    def spy(name, history, samples, price):
+    def spy(name, history, samples, settings):
         seen.append([r.pid for r in history])
-        return real(name, history, samples, price)
+        return real(name, history, samples, settings)
 
     monkeypatch.setattr(quality, "learned_selector", spy)
     found = quality.demo_answers(6, 5, 500.0, lambda step, done, total: None)

@@ -107,10 +107,10 @@ def test_pass_at_k_equals_enumeration() -> None:
 def test_majority_splits_a_tie() -> None:
     from qeil_compile.models.reasoner.evaluate import Record, majority
 
-    assert majority(Record("a", 3, (3, 3, 4, None), (1, 1, 1, 1))) == 1
-    assert majority(Record("a", 3, (3, 4), (1, 1))) == 0.5
-    assert majority(Record("a", 3, (4, 4, 3), (1, 1, 1))) == 0
-    assert majority(Record("a", 3, (None,), (1,))) == 0
+    assert majority(Record("a", 3, (3, 3, 4, None), (1, 1, 1, 1), ("",) * 4)) == 1
+    assert majority(Record("a", 3, (3, 4), (1, 1), ("",) * 2)) == 0.5
+    assert majority(Record("a", 3, (4, 4, 3), (1, 1, 1), ("",) * 3)) == 0
+    assert majority(Record("a", 3, (None,), (1,), ("",))) == 0
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,28 @@ def test_calibration_is_monotone_in_the_learned_direction(sign: int) -> None:
     assert found(qs.Sample(None, features={"x": 9.0})) == 0.0 == found.weight(qs.Sample(None))
 
 
+def test_scales_learn_which_feature_tells_samples_of_a_question_apart() -> None:
+    rng = np.random.default_rng(0)
+    samples, correct, of = [], [], []
+    for q in range(120):
+        hard = rng.random()
+        for _ in range(20):
+            right = bool(rng.random() > hard)
+            # `check` is right nine times in ten; `echo` repeats it, badly, and knows nothing more.
+            check = float(right if rng.random() < 0.9 else not right)
+            echo = check if rng.random() < 0.7 else 1 - check
+            samples.append(qs.Sample("a", features={"check": check, "echo": echo}))
+            correct.append(right)
+            of.append(q)
+    found = qs.fit_reliability(samples, correct, of, ["check", "echo"])
+    scale = {s.feature: s.scale for s in found.steps}
+    assert scale["check"] > 0.85 and scale["echo"] < 0.35
+    # Agreement is no mark: no feature is made to copy it.
+    plain = qs.fit_reliability(samples, correct, of, ["check", "echo"], marked=False)
+    assert {s.scale for s in plain.steps} == {1 / math.sqrt(2)}
+    assert [s.scale for s in qs.fit_reliability(samples, correct, of, ["check"]).steps] == [1.0]
+
+
 def test_direction_is_taken_within_questions() -> None:
     # Easy questions have low values, but within each question the right samples have the high ones.
     values = np.array([0.0, 1.0, 1.1, 10.0, 9.0, 8.0])
@@ -130,6 +152,29 @@ def test_tuned_schedule_loses_no_more_than_tolerated() -> None:
     error, plan = known.tune(price.passes, 0.02)
     right, passes = known.follow(plan, price.passes)
     assert 1 - right.mean() <= 0.03 and passes.mean() < 0.8 * price.passes(12) and error > 0
+
+
+def checked(questions: int = 160, k: int = 16) -> list[qs.Recorded]:
+    """Each sample is right in 40 %, wrong ones agree in part, and a feature tells nine in ten of them apart."""
+    rng = np.random.default_rng(1)
+    made_ = []
+    for q in range(questions):
+        right = rng.random(k) < 0.4
+        answers = tuple("1" if r else str(rng.integers(2, 5)) for r in right)
+        check = [float(r if rng.random() < 0.9 else not r) for r in right]
+        made_.append(qs.Recorded(str(q), "1", answers, tuple(right.astype(float)), {"check": check}))
+    return made_
+
+
+def test_a_weighted_schedule_may_stop_where_it_is_as_right_as_the_plain_vote() -> None:
+    log = checked()
+    plain = qs.run_rule(log, "self-consistency", qs.Settings(orders=2))
+    whole = qs.run_rule(log, "eac-arde", qs.Settings(features=["check"], orders=2))
+    like = qs.run_rule(log, "eac-arde", qs.Settings(features=["check"], orders=2, like_vote=True))
+    assert like.passes.mean() < 0.8 * whole.passes.mean() and like.samples.mean() < whole.samples.mean()
+    assert like.right.mean() > plain.right.mean() - 0.03 and whole.right.mean() > plain.right.mean() + 0.05
+    with pytest.raises(InputError, match="labels for the same questions"):
+        qs.learn(made()).tune(qs.Price().passes, vote=qs.learn(made()))
 
 
 def test_nothing_to_save_is_one_batch() -> None:

@@ -219,6 +219,15 @@ def test_live_rounds_go_on_where_the_last_one_ended(rung: qs.Rung) -> None:
     assert texts[0] == texts[1] and len(set(texts[0])) > 1
 
 
+def test_features_of_the_text_stand_beside_those_of_the_log_probabilities(rung: qs.Rung) -> None:
+    seen: list[qs.Inquiry] = []
+    source = qs.LiveSource([rung], first_word, lambda text: {"length": float(len(text))})
+    qs.ask(source, qs.Selector(qs.Looks((3,))), "Once upon a time", watch=seen.append)
+    samples = seen[-1].tally.samples
+    assert len(samples) == 3 and all(s.feature("length") == len(s.text) > 0 for s in samples)
+    assert all(math.isfinite(s.feature("logprob_mean")) for s in samples)
+
+
 class Saving(LlamaSession):
     """With a cache that can be put aside; steps write into the cache, so it is copied both ways."""
 

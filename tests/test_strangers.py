@@ -183,6 +183,15 @@ def _outside_attribute(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Constant", [], ["stolen"], value=inner.graph.initializer[0]))
 
 
+def _renamed(model: onnx.ModelProto, old: str, new: str) -> None:
+    """Consistent in itself: only the unit knows the tensor by its old name."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = new if value.name == old else value.name
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if n == old else n for n in names]
+
+
 STAGES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "weight in a file": (_outside("/etc/hostname"), "no files"),
     "constant in a file": (_outside_attribute, "no files"),
@@ -192,6 +201,8 @@ STAGES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
                                "the stage says"),
     "output more": (lambda m: m.graph.output.add(name=m.graph.output[0].name), "outputs"),
     "input more": (lambda m: m.graph.input.add(name="more"), "inputs"),
+    "input of another name": (lambda m: _renamed(m, m.graph.input[0].name, "lengths"), "different inputs"),
+    "output of another name": (lambda m: _renamed(m, m.graph.output[0].name, "lengths"), "different outputs"),
     "node reads nothing": (lambda m: m.graph.node[0].input.append("nowhere"), "nothing writes"),
     "output of nothing": (lambda m: setattr(m.graph.output[0], "name", "nowhere"), "written by no operator"),
     "written twice": (lambda m: m.graph.node.append(m.graph.node[0]), "written twice"),

@@ -160,6 +160,8 @@ def test_other_answers_in_text() -> None:
 ])  # fmt: skip
 def test_arithmetic_of_chains(text: str, equations: int, wrong: int) -> None:
     found = qs.check_arithmetic(text)
+    score = math.nan if found.score is None else found.score
+    assert qs.chain_features(text)["arithmetic"] == pytest.approx(score, nan_ok=True)
     assert (found.equations, len(found.wrong)) == (equations, wrong)
 
 

@@ -35,12 +35,13 @@ MAX_NEW_TOKENS = 224
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One problem with its samples: answers (None: no answer found) and generated tokens of each."""
+    """One problem with its samples: answers (None: no answer found), generated tokens and text of each."""
 
     name: str
     gold: int
     answers: tuple[int | None, ...]
     tokens: tuple[int, ...]
+    texts: tuple[str, ...]
 
     @property
     def correct(self) -> int:
@@ -48,10 +49,11 @@ class Record:
         return sum(a == self.gold for a in self.answers)
 
     def to_json(self) -> str:
-        """One line of a sample log: pid, gold, ans[k] ('' is no answer), ok[k], tok[k]."""
+        """One line of a sample log: pid, gold, ans[k] ('' is no answer), ok[k], tok[k], text[k]."""
         answers = ["" if a is None else str(a) for a in self.answers]
         row = {"pid": self.name, "gold": str(self.gold), "ans": answers,
-               "ok": [int(a == self.gold) for a in self.answers], "tok": list(self.tokens)}  # fmt: skip
+               "ok": [int(a == self.gold) for a in self.answers], "tok": list(self.tokens),
+               "text": list(self.texts)}  # fmt: skip
         return json.dumps(row)
 
 
@@ -108,11 +110,12 @@ def sample(
                 num_return_sequences=samples, max_new_tokens=MAX_NEW_TOKENS, **how,
             )  # fmt: skip
         made = rows[:, inputs["input_ids"].shape[1] :]
-        answers = [read_answer(text) for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+        answers = [read_answer(text) for text in texts]
         lengths = (made != tokenizer.pad_token_id).sum(dim=1).tolist()
         for i, (name, _, gold) in enumerate(group):
             own = slice(i * samples, (i + 1) * samples)
-            yield Record(name, gold, tuple(answers[own]), tuple(lengths[own]))
+            yield Record(name, gold, tuple(answers[own]), tuple(lengths[own]), tuple(texts[own]))
 
 
 def report(records: Sequence[Record]) -> str:

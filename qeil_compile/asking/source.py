@@ -14,6 +14,7 @@ from qeil_compile.frontends.decoder import PROMPT
 from qeil_compile.generation import Sampling
 from qeil_compile.language import CompiledDecoder, Runner
 from qeil_compile.sampling.allocation import Caps, Draw, Looks, Price
+from qeil_compile.sampling.arithmetic import chain_features
 from qeil_compile.sampling.certificate import Cert
 from qeil_compile.sampling.csvet import Curtail, Rule, Verified
 from qeil_compile.sampling.extract import Extractor, number
@@ -75,7 +76,7 @@ def open_source(
     """A source over decoders from small to large; prices are measured first.
 
     `prompt` makes of a question what a runner takes (text, tokens, or messages); `allow_control` is that of
-    `Runner.encode`. Raises as runners do.
+    `Runner.encode`. Samples whose answers are numbers carry `chain_features`. Raises as runners do.
     """
     sampling = sampling or Sampling(temperature=0.8, max_tokens=128)
     rungs = []
@@ -84,7 +85,7 @@ def open_source(
         price, meter = measured_price(runner, tokens), meter_of(runner.compiled)
         asked = _prompted(runner, prompt, allow_control)
         rungs.append(Rung(runner.session, runner.tokenizer, sampling, price, tokens, asked, meter))
-    return LiveSource(rungs, extract)
+    return LiveSource(rungs, extract, chain_features if extract is number else None)
 
 
 def _prompted(runner: Runner, prompt: Callable[[Any], Any], allow_control: bool) -> Callable[[Any], Any]:

@@ -37,6 +37,9 @@ def command(
     folds: Annotated[int, typer.Option(min=2, help="Parts of the questions for rules that learn.")] = 2,
     feature: Annotated[list[str] | None, typer.Option(help="Feature that ARDE may use; may be repeated.")] = None,
     labels: Annotated[bool, typer.Option(help="Whether rules may learn from marks of other questions.")] = True,
+    like_vote: Annotated[
+        bool, typer.Option("--like-vote", help="eac-arde and cascade need only be as right as the plain vote of all.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of orders and folds.")] = 0,
     plot: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write plots there.")] = None,
     rules: Annotated[bool, typer.Option("--rules", help="List the rules and stop.")] = False,
@@ -49,7 +52,7 @@ def command(
     questions = sampling.read_log(log)
     settings = sampling.Settings(
         sampling.Price(rho, joules_per_pass, seconds_per_pass), arguments.numbers("--looks", looks) or None,
-        sampling.Caps(joules or math.inf, seconds or math.inf), feature, labels, orders, folds, seed,
+        sampling.Caps(joules or math.inf, seconds or math.inf), feature, labels, orders, folds, seed, like_vote,
     )  # fmt: skip
     wanted = rule or list(_USUAL)
     replays = []

@@ -101,7 +101,7 @@ def check_stage(
     """A model that travels in an artifact, with the arrays of its weights. Raises `ModelError` or `ValueError`.
 
     Its weights have the declared types and shapes and come from nowhere else, its nodes read what is there by then, and
-    it has as many inputs and outputs as its unit says.
+    it has the inputs and outputs that its unit says.
     """
     try:
         model = _parse(payload)
@@ -117,10 +117,12 @@ def check_stage(
     check_model(model, "stage", {n.domain for n in nodes(model)})
     initial = {t.name for t in model.graph.initializer}
     given = [i for i in model.graph.input if i.name not in initial]
-    for kind, found, wanted in (("inputs", given, inputs), ("outputs", model.graph.output, outputs)):
-        if len(found) != len(wanted):
-            raise ValueError(f"the stage has {len(found)} {kind}, its unit {len(wanted)}")
     _check_order(model.graph, set())
+    for kind, found, wanted in (("inputs", given, inputs), ("outputs", model.graph.output, outputs)):
+        names = [v.name for v in found]
+        if names != list(wanted):
+            odd = sorted(set(names) ^ set(wanted)) or names
+            raise ValueError(f"the stage and its unit have different {kind}: {', '.join(odd)!r:.80}")
     check_types(model, "stage")
 
 

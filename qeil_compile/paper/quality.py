@@ -1,8 +1,8 @@
 """Quality, only where a real model really answers: accuracy, coverage and the metrics made of them and of energy.
 
 Each question is first asked all its samples in one batch, then again by the cascade, which has learned from the other
-half of the questions. Seconds are measured; joules are an energy counter's where there is one, else the plan's mean
-power (modelled) over the measured passes.
+half of the questions and their right answers to be as right as the vote of all samples. Seconds are measured; joules
+are an energy counter's where there is one, else the plan's mean power (modelled) over the measured passes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from qeil_compile.sampling import (
     Recorded,
     Sample,
     Selector,
+    Settings,
     bootstrap,
     ece,
     ipj,
@@ -148,7 +149,10 @@ def answers(
     fixed = Selector(Looks((samples,), source.price(0)), [SelfConsistency(samples)])
     first = list(_asked(source, task, lambda k: fixed, "all samples in one batch", progress))
     log = [r for _, r in first]
-    halves = [learned_selector("cascade", log[1 - part :: 2], samples, source.price(0)) for part in (0, 1)]
+    known = any(np.isfinite(r.sample(i).feature("arithmetic")) for r in log for i in range(len(r)))
+    # A chain whose equations hold says more than all log-probabilities, where there are equations.
+    settings = Settings(source.price(0), features=["arithmetic"] if known else None, like_vote=True)
+    halves = [learned_selector("cascade", log[1 - part :: 2], samples, settings) for part in (0, 1)]
     second = list(_asked(source, task, lambda k: halves[k % 2], "cascade", progress))
     marks = np.array([[v.answer == q.answer for (v, _), q in zip(of, task.questions, strict=True)]
                       for of in (first, second)], dtype=float)  # fmt: skip

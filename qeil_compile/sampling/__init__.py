@@ -11,7 +11,7 @@ stops with a claim. A certificate speaks of the model's most frequent answer, no
 from __future__ import annotations
 
 from .allocation import Arm, Caps, Draw, Eac, Looks, Price
-from .arithmetic import Arithmetic, check_arithmetic
+from .arithmetic import Arithmetic, chain_features, check_arithmetic
 from .certificate import Cert, WeightedCert, certify_paths
 from .choice import choose_option
 from .consensus import Consensus
@@ -54,11 +54,11 @@ from .views import Likeliest, View, Votes, WeightedVotes
 
 __all__ = [
     "RULES", "Arithmetic", "ArithmeticVerifier", "Arm", "Caps", "Cert", "Check", "CommandVerifier", "Consensus",
-    "Controlled", "Cost", "CoverageLaw", "Curtail", "Diversity", "Draw", "Eac", "Exact", "Futile", "Guard",
-    "History", "Inquiry", "Interval", "Likeliest", "LiveSource", "Looks", "Price", "Reason", "Recorded",
-    "RecordedSource", "Reliability", "Replay", "Replayed", "Round", "Rule", "Rung", "Sample", "Schedule",
-    "Selector", "Settings", "Source", "Stop", "Tally", "Threshold", "UnitTests", "Verdict", "Verification",
-    "Verified", "Verifier", "View", "Votes", "WeightedCert", "WeightedVotes", "ask", "bootstrap", "certify_paths",
+    "Controlled", "Cost", "CoverageLaw", "Curtail", "Diversity", "Draw", "Eac", "Exact", "Futile", "Guard", "History",
+    "Inquiry", "Interval", "Likeliest", "LiveSource", "Looks", "Price", "Reason", "Recorded", "RecordedSource",
+    "Reliability", "Replay", "Replayed", "Round", "Rule", "Rung", "Sample", "Schedule", "Selector", "Settings",
+    "Source", "Stop", "Tally", "Threshold", "UnitTests", "Verdict", "Verification", "Verified", "Verifier", "View",
+    "Votes", "WeightedCert", "WeightedVotes", "ask", "bootstrap", "certify_paths", "chain_features",
     "check_arithmetic", "choose_option", "control", "cross_replay", "csvet", "ece", "effective_answers",
     "false_accept_bound", "fit_coverage", "fit_reliability", "ipj", "ipw", "learn", "learned_selector",
     "paired_difference", "paired_ratio", "pass_at_k", "posterior", "ppp", "read_log", "replay", "replayed", "run_rule",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -51,6 +52,12 @@ def check_arithmetic(text: str, tolerance: float = 5e-3) -> Arithmetic:
         if abs(a - b) > slack and not (percent and abs(a - b * 100) <= slack * 100):
             wrong.append(f"{left.strip()} = {right.strip()}{percent}")
     return Arithmetic(equations, tuple(wrong), result)
+
+
+def chain_features(text: str) -> dict[str, float]:
+    """What a chain says of itself, for ARDE: `arithmetic`, the share of its equations that hold (NaN: it has none)."""
+    score = check_arithmetic(text).score
+    return {"arithmetic": math.nan if score is None else score}
 
 
 def evaluate(expression: str) -> Fraction | None:

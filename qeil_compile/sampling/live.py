@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from .samples import Cost, Sample
 
 #: Joules of an energy counter so far, of which differences are taken.
 Meter = Callable[[], float]
+#: Features of a sample by name, read off its text.
+Features = Callable[[str], Mapping[str, float]]
 
 
 class KeptPrompt:
@@ -83,12 +85,15 @@ class Rung:
 class LiveSource:
     """Fulfils `Source` over decoder sessions, small to large. Not thread-safe: a session holds one round at a time."""
 
-    def __init__(self, rungs: Sequence[Rung], extract: Extractor = number) -> None:
-        """Raises `InputError` without rungs, or for a pass of no tokens."""
+    def __init__(self, rungs: Sequence[Rung], extract: Extractor = number, features: Features | None = None) -> None:
+        """`features` reads more features of a finished sample off its text, beside those of its log-probabilities.
+
+        Raises `InputError` without rungs, or for a pass of no tokens.
+        """
         if not rungs or min(r.pass_tokens for r in rungs) < 1:
             raise InputError(f"source: found {len(rungs)} rungs, expected at least one, with passes of 1 token or more")
         self.rungs = list(rungs)
-        self.extract = extract
+        self.extract, self.features = extract, features
         self._sessions = [_kept(r.session) for r in rungs]
 
     def price(self, rung: int) -> Price:
@@ -102,7 +107,7 @@ class LiveSource:
         # Samples go on numbering where the last round ended, and have random numbers of their own by that.
         session = self._sessions[draw.rung]
         batch = Batch(session, rung.tokenizer, [rung.prompt(question)], sampling, first_sample=drawn)
-        return LiveRound(batch, rung, self.extract, draw.rung)
+        return LiveRound(batch, rung, self.extract, draw.rung, self.features)
 
 
 def _kept(session: DecoderSession) -> DecoderSession:
@@ -117,8 +122,11 @@ class LiveRound:
     are measured; joules are measured where the rung has a meter, else the price's for these passes.
     """
 
-    def __init__(self, batch: Batch, rung: Rung, extract: Extractor, number_: int) -> None:
+    def __init__(
+        self, batch: Batch, rung: Rung, extract: Extractor, number_: int, features: Features | None = None
+    ) -> None:  # fmt: skip
         self._batch, self._rung, self._extract, self._number = batch, rung, extract, number_
+        self._features = features
         self._passes = self._seconds = 0.0
         self._joules = 0.0
 
@@ -155,6 +163,7 @@ class LiveRound:
     def _sample(self, row: Completion) -> Sample:
         # A sample cut by the limit of tokens has no answer to speak of, unless it can be read all the same.
         answer = self._extract(row.text)
-        return Sample(
-            answer, row.text, len(row.tokens), summarise(row.logprobs), rung=self._number, index=row.sample
-        )  # fmt: skip
+        features = summarise(row.logprobs)
+        if self._features is not None:
+            features = {**features, **self._features(row.text)}
+        return Sample(answer, row.text, len(row.tokens), features, rung=self._number, index=row.sample)

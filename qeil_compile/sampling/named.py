@@ -57,6 +57,8 @@ class Settings:
 
     `looks`: sizes at which rules look; None: after every sample. `features`: what ARDE may use (default: all numbers of
     the log that are there for most samples). `labels`: whether learning may use the marks of the other questions.
+    `like_vote`: a schedule over weighted votes need only be as right as the plain vote of all samples, which fewer may
+    reach, and not as their weighted vote; that takes marks.
     """
 
     price: Price = field(default_factory=Price)
@@ -67,6 +69,7 @@ class Settings:
     orders: int = 4
     folds: int = 2
     seed: int = 0
+    like_vote: bool = False
 
 
 def run_rule(log: Sequence[Recorded], spec: str, settings: Settings | None = None) -> Replay:
@@ -134,15 +137,15 @@ def _plain(name: str, value: float | None, k: int, settings: Settings) -> Select
 
 
 def learned_selector(
-    name: str, history: Sequence[Recorded], samples: int, price: Price, labels: bool = False
+    name: str, history: Sequence[Recorded], samples: int, settings: Settings | None = None
 ) -> Selector:  # fmt: skip
     """A rule that learns, with its usual number, for questions that are not in `history`.
 
-    It learns from agreement with the full vote, or from marks with `labels`. Raises `InputError` for another rule.
+    Without `settings` it learns from agreement with the full vote. Raises `InputError` for another rule.
     """
     if name not in _LEARNING:
         raise InputError(f"rule {name}: does not learn, expected one of {', '.join(sorted(_LEARNING))}")
-    return _learned(name, None, samples, history, Settings(price=price, labels=labels))
+    return _learned(name, None, samples, history, settings or Settings(labels=False))
 
 
 def _learned(
@@ -165,7 +168,8 @@ def _learned(
             return Selector(looks(settings, k), [cert], weigh=reliability, caps=settings.caps)
         known = learned(history, settings, WeightedVotes(), reliability)
     tolerance = 0.003 if value is None or name == "cascade" else value
-    schedule = known.tune(settings.price.passes, tolerance)[1]
+    vote = learned(history, settings) if reliability is not None and settings.like_vote else None
+    schedule = known.tune(settings.price.passes, tolerance, vote=vote)[1]
     arm = Arm(name, 0, settings.price, schedule)
     rules = csvet(0.05 if value is None else value, k) if name == "cascade" else ()
     return Selector(Eac([arm]), rules, weigh=reliability, choose=schedule.view.choose, caps=settings.caps)
@@ -201,6 +205,7 @@ def _even(history: Sequence[Recorded]) -> tuple[list[Recorded], int]:
 def reliability_of(history: Sequence[Recorded], settings: Settings) -> Reliability:
     """ARDE's reliability from history: marks where they may be used, else agreement with the full vote."""
     samples, labels, questions = [], [], []
+    known = settings.labels and all(r.correct is not None for r in history)
     for number, recorded in enumerate(history):
         question = replayed(recorded)
         vote = question.vote
@@ -210,7 +215,7 @@ def reliability_of(history: Sequence[Recorded], settings: Settings) -> Reliabili
             labels.append(bool(recorded.correct[i]) if marked and recorded.correct else sample.answer == vote)
             questions.append(number)
     names = settings.features or sorted({n for s in samples for n in s.features})
-    return fit_reliability(samples, labels, questions, names)
+    return fit_reliability(samples, labels, questions, names, marked=known)
 
 
 def risk_selector(

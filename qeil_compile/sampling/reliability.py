@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import isotonic_regression
+from scipy.optimize import isotonic_regression, minimize
 
 from qeil_compile.errors import InputError
 
 from .samples import Sample, Tally
+
+#: Questions' worth of evidence that hold the scales of features to what they are without any.
+HELD = 3.0
 
 
 def summarise(logprobs: Sequence[float], group: int = 16) -> dict[str, float]:
@@ -35,13 +38,17 @@ def summarise(logprobs: Sequence[float], group: int = 16) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Step:
-    """r = P(correct) as a monotone step function of one feature; its direction was learned. `missing`: r without it."""
+    """r = P(correct) as a monotone step function of one feature; its direction was learned. `missing`: r without it.
+
+    `scale`: what its log-odds count for among those of other features.
+    """
 
     feature: str
     knots: tuple[float, ...]
     values: tuple[float, ...]
     sign: int
     missing: float
+    scale: float = 1.0
 
     def __call__(self, sample: Sample) -> float:
         x, knots = sample.feature(self.feature), self.knots
@@ -58,13 +65,12 @@ class Step:
 class Reliability:
     """Calibrated P(correct | features) of a sample, and the weights of votes that follow from it.
 
-    The log-odds of the steps are added, each less the base's, times `scale`, so that one feature is its own calibrator
-    and several are an additive model. `cap`: where log-odds are cut on both sides.
+    The log-odds of the steps are added, each less the base's and times its scale, so that one feature is its own
+    calibrator and several are an additive model. `cap`: where log-odds are cut on both sides.
     """
 
     steps: tuple[Step, ...]
     base: float
-    scale: float = 1.0
     cap: float = 4.0
     floor: float = 0.05
 
@@ -77,7 +83,7 @@ class Reliability:
     def log_odds(self, sample: Sample) -> float:
         """Log-odds of r, within +- cap."""
         base = _logit(self.base)
-        total = base + self.scale * sum(_logit(step(sample)) - base for step in self.steps)
+        total = base + sum(step.scale * (_logit(step(sample)) - base) for step in self.steps)
         return min(max(total, -self.cap), self.cap)
 
     def weight(self, sample: Sample) -> float:
@@ -91,13 +97,15 @@ class Reliability:
 
 def fit_reliability(
     samples: Sequence[Sample], correct: Sequence[bool], questions: Sequence[object], features: Sequence[str], *,
-    scale: float | None = None, cap: float = 4.0, blocks: int = 20,
+    cap: float = 4.0, blocks: int = 20, marked: bool = True,
 ) -> Reliability:  # fmt: skip
     """Fit on history. `correct`: labels, or agreement with the full vote. `questions`: which question each is of.
 
     Each feature gets an isotonic regression in the direction in which it orders correct samples above wrong ones
-    *within* questions (without such pairs: over all), shrunk to the base rate by the size of its blocks. `scale`
-    (default: 1 / root of the number of features): features that say much the same must not count twice. Raises
+    *within* questions (without such pairs: over all), shrunk to the base rate by the size of its blocks. Features that
+    say much the same must not count twice, and one that says all must not count for less: their scales are a logistic
+    regression of labels that are `marked` on their log-odds, held to 1 / root of the number of features as by `HELD`
+    questions. Where labels are agreement, which no feature should be made to copy, they are that root. Raises
     `InputError` where lengths differ or nothing is given.
     """
     if not len(samples) == len(correct) == len(questions) or not samples:
@@ -124,9 +132,34 @@ def fit_reliability(
         knots, rates = _isotonic(sign * x, y, base, blocks)
         order = np.argsort(sign * knots)
         steps.append(Step(name, tuple((sign * knots)[order]), tuple(rates[order]), sign, absent))
-    if scale is None:
-        scale = 1 / math.sqrt(max(len(steps), 1))
-    return Reliability(tuple(steps), base, scale, cap)
+    if len(steps) > 1:
+        answered = [s for s, p in zip(samples, parsed, strict=True) if p]
+        scales = (_scales(steps, answered, labels[parsed], groups[parsed], base) if marked
+                  else np.full(len(steps), 1 / math.sqrt(len(steps))))  # fmt: skip
+        steps = [replace(step, scale=float(scale)) for step, scale in zip(steps, scales, strict=True)]
+    return Reliability(tuple(steps), base, cap)
+
+
+def _scales(
+    steps: Sequence[Step], samples: Sequence[Sample], labels: np.ndarray, groups: np.ndarray, base: float
+) -> np.ndarray:  # fmt: skip
+    """How much each step counts for: penalised logistic regression, no scale below 0. [steps]."""
+    odds = np.array([[_logit(step(s)) - _logit(base) for step in steps] for s in samples])
+    usual = 1 / math.sqrt(len(steps))
+    # Votes are among samples of one question: what tells questions apart must not count. Each has its own base, and its
+    # samples together count once, since they are no independent evidence.
+    count = np.bincount(groups)
+    own = (np.bincount(groups, labels) + base) / (count + 1)
+    level, weight = np.log(own / (1 - own))[groups], 1 / count[groups]
+
+    def loss(scales: np.ndarray) -> tuple[float, np.ndarray]:
+        z = level + odds @ scales
+        slack = scales - usual
+        value = float(weight @ (np.logaddexp(0, z) - labels * z)) + HELD / 2 * float(slack @ slack)
+        return value, odds.T @ (weight * (1 / (1 + np.exp(-z)) - labels)) + HELD * slack
+
+    start = np.full(len(steps), usual)
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(steps)).x)
 
 
 def direction(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> int:

@@ -25,7 +25,7 @@ from .views import View, Votes
 #: Sizes at which a state may look, as far as the history reaches.
 SIZES = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256)
 #: Worths of an error, in passes, among which `History.tune` chooses.
-ERRORS = (0.5, 1, 2, 4, 7, 10, 14, 20, 28, 40, 56, 80, 110, 160, 220, 400, 1000)
+ERRORS = (0.5, 1, 1.4, 2, 2.8, 4, 7, 10, 14, 20, 28, 40, 56, 80, 110, 160, 220, 400, 1000)
 State = tuple[int, int, int]
 
 
@@ -173,21 +173,32 @@ class History:
         return right, passes
 
     def tune(
-        self, price: Callable[[int], float], tolerance: float = 0.003, errors: Sequence[float] = ERRORS
+        self, price: Callable[[int], float], tolerance: float = 0.003, errors: Sequence[float] = ERRORS,
+        vote: History | None = None,
     ) -> tuple[float, Schedule]:  # fmt: skip
         """The cheapest worth of an error whose schedule loses at most `tolerance` to all samples, and that schedule.
 
+        With `vote`, the same questions in another view, what may be lost is counted from all samples in that view: a
+        weighted vote of few may be as right as the plain vote of many. Needs labels in both.
+
         Judged by planning on one half of the questions and following on the other, both ways. Where none is as good as
         that, or none is cheaper than all samples in one batch, that batch is the schedule, and the worth infinite.
+        Raises `InputError` for a `vote` that has no labels, or of other questions.
         """
+        aim = self
+        if vote is not None:
+            if self.marks is None or vote.marks is None or not np.array_equal(self.questions, vote.questions):
+                raise InputError("tune: expected labels for the same questions in both views")
+            aim = vote
         total = int(self.questions.max()) + 1
         half = np.random.default_rng(0).permutation(total) % 2 == 0
         parts = (self.part(half), self.part(~half)) if total > 1 else (self, self)
+        aims = (aim.part(half), aim.part(~half)) if total > 1 else (aim, aim)
         lost, passes = np.zeros(len(errors)), np.zeros(len(errors))
         for i, error in enumerate(errors):
-            for mine, other in (parts, parts[::-1]):
+            for mine, other, goal in ((*parts, aims[1]), (*parts[::-1], aims[0])):
                 right, spent = other.follow(mine.plan(price, error), price)
-                end = other.agrees if other.marks is None else other.marks
+                end = goal.agrees if goal.marks is None else goal.marks
                 lost[i] += float((end[-1] - right).mean()) / 2
                 passes[i] += float(spent.mean()) / 2
         # What is lost falls with the worth of an error; a single lucky one among them must not be taken for it.
