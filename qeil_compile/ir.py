@@ -216,6 +216,9 @@ class OpGraph:
             raise ModelError(f"graph {self.name}: has no {missing}; there is nothing to compile")
         if len(self.index) != len(self.ops):
             raise ModelError(f"graph {self.name}: two operators share one name")
+        for kind, names in (("input", self.inputs), ("output", self.outputs)):
+            if len(set(names)) != len(names):
+                raise ModelError(f"graph {self.name}: lists {len(names)} {kind}s by {len(set(names))} names")
         for op in self.ops:
             for t in op.inputs:
                 if t and t not in seen:

@@ -220,6 +220,14 @@ def test_stages_that_no_compiler_writes(artifact: Path, case: str) -> None:
     refused(artifact, message)
 
 
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_a_graph_that_lists_a_tensor_twice(artifact: Path, kind: str) -> None:
+    graph = json.loads((artifact / "graph.json").read_text())
+    graph[kind] *= 2
+    replace_file(artifact, "graph.json", json.dumps(graph).encode())
+    refused(artifact, f"{kind[:-1]}s by 1 names")
+
+
 def test_stage_that_is_no_message(artifact: Path) -> None:
     replace_file(artifact, _unit(artifact, "onnx")["file"], b"\xff" * 100)
     refused(artifact, "no ONNX model")

@@ -89,7 +89,7 @@ class Text:
     tokens: int
 
 
-def demo_questions(count: int, seed: int = 2026) -> list[Question]:
+def demo_questions(count: int, seed: int = 2027) -> list[Question]:
     """Word problems of forms that the reasoner never saw in its training."""
     made = [generate("test", seed=seed, index=i) for i in range(count)]
     return [Question(str(i), p.question, str(p.answer), {}) for i, p in enumerate(made)]
