@@ -161,7 +161,7 @@ def risk(args: Any) -> Report:
     return Report("risk", "RISK at delta .1: how often the risk exceeds alpha, over splits", (
         "log", "alpha", "calibration", "violations [%]", "violations held out [%]", "certified [%]", "samples",
         "AC .95", "disagreement", "disagreement AC", "met"), rows, [
-        "violations: the population is the log without the third that orders the family, its risk known exactly, and "
+        "violations: the population is the log without the fifth that orders the family, its risk known exactly, and "
         "calibration questions are drawn from it with replacement; held out: half of it calibrates, the other half "
         "measures, so that noise of the measurement counts too. Losses are means over 3 orders"])  # fmt: skip
 
@@ -173,7 +173,7 @@ def _risk_rows(name: str, log: Sequence[qs.Recorded], splits: int, delta: float 
     for fit in range(max(splits // 40, 1)):
         rng = np.random.default_rng(fit)
         order = rng.permutation(len(log))
-        ordering, rest = ([log[int(i)] for i in part] for part in np.split(order, [len(log) // 3]))
+        ordering, rest = ([log[int(i)] for i in part] for part in np.split(order, [len(log) // 5]))
         sizes = tuple(range(1, k + 1))
         score = qs.learn(named.samples_of(ordering), sizes=sizes, orders=20, seed=fit).score()
 

@@ -203,6 +203,8 @@ STAGES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "input more": (lambda m: m.graph.input.add(name="more"), "inputs"),
     "input of another name": (lambda m: _renamed(m, m.graph.input[0].name, "lengths"), "different inputs"),
     "output of another name": (lambda m: _renamed(m, m.graph.output[0].name, "lengths"), "different outputs"),
+    "operator set of no version": (lambda m: setattr(m.opset_import[0], "version", 1 << 40), "version 1099511627776"),
+    "two operator sets": (lambda m: m.opset_import.append(m.opset_import[0]), "two operator sets"),
     "node reads nothing": (lambda m: m.graph.node[0].input.append("nowhere"), "nothing writes"),
     "output of nothing": (lambda m: setattr(m.graph.output[0], "name", "nowhere"), "written by no operator"),
     "written twice": (lambda m: m.graph.node.append(m.graph.node[0]), "written twice"),

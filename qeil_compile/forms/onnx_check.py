@@ -36,6 +36,8 @@ KNOWN_DOMAINS = frozenset({
     "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft",
     "com.microsoft.nchwc", "com.ms.internal.nhwc", "org.openvinotoolkit",
 })  # fmt: skip
+#: No version of an operator set is near this.
+OPSET_LIMIT = 1000
 #: Fields of a tensor that hold its data where `raw_data` does not -> how many entries an element takes.
 _TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
@@ -74,7 +76,9 @@ def check_model(model: onnx.ModelProto, name: str, allow_operators: Collection[s
     declared, operators of unknown domains, functions that call themselves, graphs nested without end."""
     try:
         own = _functions(model)
+        _check_versions(model.opset_import)
         for function in model.functions:
+            _check_versions(function.opset_import)
             _check_nodes(function.node, 1)
         _check_graph(model.graph, 1)
         _check_domains(model, KNOWN_DOMAINS | own | set(allow_operators))
@@ -295,6 +299,16 @@ def _inside(listed: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         node = todo.pop()
         yield node
         todo += [n for g in _nested(node) for n in g.node]
+
+
+def _check_versions(imported: Iterable[onnx.OperatorSetIdProto]) -> None:
+    """Operator sets that there may be: OpenVINO counts up to the version that a model says."""
+    listed = [(each.domain, each.version) for each in imported]
+    odd = next((v for _, v in listed if not 0 < v <= OPSET_LIMIT), None)
+    if odd is not None:
+        raise ValueError(f"operator set of version {odd}; expected 1 to {OPSET_LIMIT}")
+    if len({domain for domain, _ in listed}) != len(listed):
+        raise ValueError("two operator sets of one domain; expected one each")
 
 
 def _check_domains(model: onnx.ModelProto, known: Collection[str]) -> None:

@@ -221,14 +221,14 @@ def reliability_of(history: Sequence[Recorded], settings: Settings) -> Reliabili
 def risk_selector(
     history: Sequence[Recorded], k: int, settings: Settings, alpha: float = 0.01, delta: float = 0.1
 ) -> Selector:  # fmt: skip
-    """A third of the history orders the family, the rest calibrates it; losses are disagreements with the full vote.
+    """A fifth of the history orders the family, the rest calibrates it; losses are disagreements with the full vote.
 
     The family: stop where the estimated P(the leader is the full vote's winner) reaches a bar, from 1 downwards, and
     where the vote is settled. Without a bar that can be shown, only settled votes stop.
     """
     # Logs may be sorted by difficulty; the split and the order of the tests must not know it.
     history = [history[int(i)] for i in np.random.default_rng(settings.seed).permutation(len(history))]
-    cut = max(len(history) // 3, 1)
+    cut = max(len(history) // 5, 1)
     plan = looks(settings, k)
     first, even = _even(history[:cut])
     table = learn([s[:even] for s in samples_of(first)], sizes=plan.sizes, seed=settings.seed).score()
