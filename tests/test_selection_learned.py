@@ -261,6 +261,25 @@ def test_prices_that_are_none_are_refused(field: str, value: float) -> None:
         qs.Price(**{field: value})
 
 
+def test_a_forecast_is_the_share_of_futures_that_the_leader_wins() -> None:
+    score = qs.forecast(12)
+    assert score(12, 7, 5) == 1.0 and score(12, 6, 6) == 0.5 and score(9, 6, 2) == 1.0 and score(3, 0, 0) == 0.0
+    assert score(4, 2, 2) == pytest.approx(0.5) and score(6, 5, 1) > score(6, 4, 2) > score(6, 3, 3)
+    # The two urns, drawn from.
+    rng, n, first, second = np.random.default_rng(0), 5, 3, 1
+    won = 0.0
+    for _ in range(20_000):
+        a, b, others = first, second, n - first - second
+        for _ in range(12 - n):
+            if rng.random() < (a + b + 1) / (a + b + others + 1.5):
+                leader = rng.random() < (a + 1) / (a + b + 2)
+                a, b = a + leader, b + (not leader)
+            else:
+                others += 1
+        won += (a > b) + (a == b) / 2
+    assert score(n, first, second) == pytest.approx(won / 20_000, abs=0.012)
+
+
 def test_risk_is_controlled_over_calibrations() -> None:
     rng = np.random.default_rng(0)
     risks = np.array([0.0, 0.01, 0.03, 0.06, 0.1])  # of an ordered family; alpha .05

@@ -36,7 +36,7 @@ from .named import RULES, Settings, learned_selector, run_rule
 from .recorded import RecordedSource, Replayed, replayed
 from .reliability import Diversity, Reliability, effective_answers, fit_reliability, posterior, summarise, unseen_mass
 from .replay import Replay, cross_replay, replay
-from .risk import Controlled, control
+from .risk import Controlled, control, forecast
 from .samples import Cost, Reason, Sample, Stop, Tally
 from .schedule import History, Schedule, learn, typical
 from .selector import Inquiry, Selector, Verdict
@@ -60,7 +60,7 @@ __all__ = [
     "Source", "Stop", "Tally", "Threshold", "UnitTests", "Verdict", "Verification", "Verified", "Verifier", "View",
     "Votes", "WeightedCert", "WeightedVotes", "ask", "bootstrap", "certify_paths", "chain_features",
     "check_arithmetic", "choose_option", "control", "cross_replay", "csvet", "ece", "effective_answers",
-    "false_accept_bound", "fit_coverage", "fit_reliability", "ipj", "ipw", "learn", "learned_selector",
+    "false_accept_bound", "fit_coverage", "fit_reliability", "forecast", "ipj", "ipw", "learn", "learned_selector",
     "paired_difference", "paired_ratio", "pass_at_k", "posterior", "ppp", "read_log", "replay", "replayed", "run_rule",
     "summarise", "typical", "unseen_mass", "within_auc",
 ]  # fmt: skip

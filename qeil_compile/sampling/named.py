@@ -18,7 +18,7 @@ from .log import Recorded
 from .recorded import replayed
 from .reliability import Reliability, fit_reliability
 from .replay import Replay, cross_replay, replay
-from .risk import control
+from .risk import control, forecast
 from .samples import Reason, Sample
 from .schedule import History, learn
 from .selector import Selector
@@ -43,7 +43,7 @@ RULES = {
     "eac": "EAC: look schedule by dynamic programme, tolerated loss against the full vote (default .003); learns",
     "eac-arde": "EAC over ARDE's weighted votes; learns",
     "cascade": "eac-arde with CSVET: CERT, delta (default .05), and CURTAIL; learns",
-    "risk": "RISK: threshold controlled at alpha (default .01), delta .1; learns and calibrates on other questions",
+    "risk": "RISK: threshold controlled at alpha (default .01), delta .1; calibrates on other questions",
 }
 #: Estimated P(the leader is the full vote's winner) at which the rules of RISK's family stop, in their order.
 BARS = (1.0, 0.999, 0.998, 0.9965, 0.995, 0.9925, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84,
@@ -221,24 +221,20 @@ def reliability_of(history: Sequence[Recorded], settings: Settings) -> Reliabili
 def risk_selector(
     history: Sequence[Recorded], k: int, settings: Settings, alpha: float = 0.01, delta: float = 0.1
 ) -> Selector:  # fmt: skip
-    """A fifth of the history orders the family, the rest calibrates it; losses are disagreements with the full vote.
+    """The history calibrates a family of rules; losses are disagreements with the full vote.
 
-    The family: stop where the estimated P(the leader is the full vote's winner) reaches a bar, from 1 downwards, and
+    The family: stop where the `forecast` that the leader wins the vote of all k reaches a bar, from 1 downwards, and
     where the vote is settled. Without a bar that can be shown, only settled votes stop.
     """
-    # Logs may be sorted by difficulty; the split and the order of the tests must not know it.
+    # Logs may be sorted by difficulty; the order of the tests must not know it.
     history = [history[int(i)] for i in np.random.default_rng(settings.seed).permutation(len(history))]
-    cut = max(len(history) // 5, 1)
-    plan = looks(settings, k)
-    first, even = _even(history[:cut])
-    table = learn([s[:even] for s in samples_of(first)], sizes=plan.sizes, seed=settings.seed).score()
-    rest = history[cut:]
-    family = [Selector(plan, [Curtail(k), Threshold(table, bar)]) for bar in BARS]
-    losses = [1 - replay(rest, s, orders=settings.orders, seed=settings.seed).agrees for s in family]
+    plan, score = looks(settings, k), forecast(k)
+    family = [Selector(plan, [Curtail(k), Threshold(score, bar)]) for bar in BARS]
+    losses = [1 - replay(history, s, orders=settings.orders, seed=settings.seed).agrees for s in family]
     found = control(losses, alpha, delta)
     rules: list[Rule] = [Curtail(k)]
     if found.place is not None:
         bar = BARS[found.place]
         note = f"alpha {alpha:g}, delta {delta:g}, P(leader wins) >= {bar:g}"
-        rules.append(Threshold(table, bar, Reason.RISK, f"RISK({alpha:g})", alpha, note))
+        rules.append(Threshold(score, bar, Reason.RISK, f"RISK({alpha:g})", alpha, note))
     return Selector(plan, rules, caps=settings.caps)

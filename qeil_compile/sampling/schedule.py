@@ -97,20 +97,6 @@ class History:
         prior = np.array([self.view.prior(*key) for key in self.keys[i]])
         return (weight * mean + prior) / (weight + 1)
 
-    def table(self) -> dict[State, float]:
-        """P(the leader is the one of the end) by state."""
-        return {k: float(p) for i in range(len(self.sizes)) for k, p in zip(self.keys[i], self.p(i), strict=True)}
-
-    def score(self) -> Callable[[int, int, int], float]:
-        """`table` as a function of (n, leader, next), with the view's prior where history knows nothing."""
-        known, prior = self.table(), self.view.prior
-
-        def score(n: int, first: int, second: int) -> float:
-            found = known.get((n, first, second))
-            return prior(n, first, second) if found is None else found
-
-        return score
-
     def plan(self, price: Callable[[int], float], error: float) -> Schedule:
         """The cheapest schedule. price(b): passes of a round of b; `error`: passes that a wrong answer is worth."""
         last = len(self.sizes) - 1
