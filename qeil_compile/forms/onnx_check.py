@@ -128,6 +128,41 @@ def check_stage(
             odd = sorted(set(names) ^ set(wanted)) or names
             raise ValueError(f"the stage and its unit have different {kind}: {', '.join(odd)!r:.80}")
     check_types(model, "stage")
+    _check_operators(model)
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    """Operators have the inputs, outputs and attributes that their definition says: engines take that for granted.
+
+    The `onnx` package checks files for it, but not a stage, whose weights are elsewhere, and which may hold operators
+    that only an engine has under the standard's domain.
+    """
+    versions = {each.domain.removeprefix("ai.onnx"): each.version for each in model.opset_import}
+    for node in nodes(model):
+        domain = node.domain.removeprefix("ai.onnx")
+        if domain not in versions:
+            what = f"operator {node.name or node.op_type!r:.60} of domain {node.domain!r:.40}"
+            raise ValueError(f"{what}: the stage imports no operator set of it")
+        version = versions[domain]
+        if domain or not onnx.defs.has(node.op_type, version, domain):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+        what = f"operator {node.name or node.op_type!r:.60} of type {node.op_type}"
+        for kind, found, least, most in (("inputs", node.input, schema.min_input, schema.max_input),
+                                         ("outputs", node.output, schema.min_output, schema.max_output)):  # fmt: skip
+            if not least <= len(found) <= most:
+                raise ValueError(f"{what} has {len(found)} {kind}, its definition {least} to {most}")
+        bare = [str(i.name) for i, name in zip(schema.inputs, node.input, strict=False)
+                if not name and i.option == onnx.defs.OpSchema.FormalParameterOption.Single]  # fmt: skip
+        if bare:
+            raise ValueError(f"{what} has no input {bare[0]}")
+        kinds = {a.name: a.type for a in node.attribute}
+        for name, kind in kinds.items():
+            if name not in schema.attributes or int(schema.attributes[name].type) != kind:
+                raise ValueError(f"{what} has an attribute {name!r:.40} that its definition has not")
+        missing = next((n for n, a in schema.attributes.items() if a.required and n not in kinds), None)
+        if missing is not None:
+            raise ValueError(f"{what} has no attribute {missing}")
 
 
 def _parse(data: bytes) -> onnx.ModelProto:
