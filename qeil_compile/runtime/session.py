@@ -182,11 +182,15 @@ class Session:
         self._units = units
 
     def _compacted(self, state: np.ndarray, compact: bool) -> np.ndarray:
-        """Keys or values [rows, heads, total, width] with each row's tokens at its beginning."""
-        if compact or state.ndim < 4 or self._mask.all():
+        """Keys or values [rows, heads, total, width] with each row's tokens at its beginning, and zeros behind them."""
+        if state.ndim < 4 or self._mask.all():
             return state
-        order = np.argsort(1 - self._mask, axis=1, kind="stable")
-        return np.take_along_axis(state, order[:, None, :, None], axis=2)
+        if not compact:
+            order = np.argsort(1 - self._mask, axis=1, kind="stable")
+            return np.take_along_axis(state, order[:, None, :, None], axis=2)
+        # What was never written may be anything: engines that mask multiply it by 0, and NaN stays NaN.
+        padding = np.arange(state.shape[2]) >= self._lengths[:, None]
+        return np.where(padding[:, None, :, None], np.zeros((), state.dtype), state)
 
     def _run(self, tokens: np.ndarray, fresh: np.ndarray, take: np.ndarray) -> np.ndarray:
         new = tokens.shape[1]
