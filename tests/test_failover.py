@@ -424,7 +424,7 @@ def test_an_artifact_with_damaged_failovers_is_refused(written: Path, tmp_path: 
     damaged("edited plan", lambda f: (f / "plan.json").write_text("{}"), "bytes")
     damaged("one spare less", cut, "different numbers of failover plans")
     damaged("another placement", swapped, "uses what is lost|disagree about placements")
-    damaged("another input", lambda f: rewrite(f, edited), "nothing before it writes")
+    damaged("another input", lambda f: rewrite(f, edited), "different inputs")
     damaged("a unit less", lambda f: rewrite(f, shorter), "written by no unit|different stages")
     damaged("no spares", lambda f: rewrite(f, lambda m: m.pop("spares")), "malformed field")
     damaged("no list", lambda f: rewrite(f, lambda m: m.update(spares={})), "different numbers")

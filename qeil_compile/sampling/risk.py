@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from qeil_compile.errors import InputError
 
@@ -35,14 +35,20 @@ def forecast(samples: int) -> Callable[[int, int, int], float]:
             return 0.0
         won = 0.0
         others = max(n - first - second, 0)
-        for both, p in enumerate(stats.betabinom.pmf(np.arange(left + 1), left, first + second + 1, others + 0.5)):
-            more = np.arange(both + 1)
-            share = stats.betabinom.pmf(more, both, first + 1, second + 1) if both else np.ones(1)
-            lead = first - second + 2 * more - both
+        for both, p in enumerate(_urn(left, first + second + 1, others + 0.5)):
+            share = _urn(both, first + 1, second + 1)
+            lead = first - second + 2 * np.arange(both + 1) - both
             won += p * float(share @ ((lead > 0) + (lead == 0) / 2))
         return round(won, 9)
 
     return score
+
+
+def _urn(draws: int, a: float, b: float) -> np.ndarray:
+    """Beta-binomial probabilities of 0 to `draws` of the first kind, float64 [draws + 1]."""
+    k = np.arange(draws + 1)
+    ways = special.gammaln(draws + 1) - special.gammaln(k + 1) - special.gammaln(draws - k + 1)
+    return np.asarray(np.exp(ways + special.betaln(k + a, draws - k + b) - special.betaln(a, b)))
 
 
 def binomial_p(losses: np.ndarray, alpha: float) -> float:
