@@ -39,14 +39,15 @@ def respelled(recorded: qs.Recorded) -> qs.Recorded:
 class Set:
     """A log as EAC sees it: how to look at its samples, and what each must carry for that.
 
-    `features`: those that ARDE weighs votes by, "*" for all; a schedule need only be as right as the plain vote then.
+    `features`: those that ARDE weighs votes by where the view is of weighted ones (None: all of the log); a schedule
+    need only be as right as the plain vote then.
     """
 
     name: str
     file: str
     view: qs.View
     prepare: Callable[[qs.Recorded], qs.Recorded] = lambda r: r
-    features: Sequence[str] = ()
+    features: Sequence[str] | None = None
 
 
 def _exact(recorded: qs.Recorded) -> qs.Recorded:
@@ -64,8 +65,8 @@ SETS = (
     Set("MATH, k = 8", "qwen25math_rm/math100_qwen2.5-math_k8_rm72b.jsonl.gz", qs.Votes()),
     Set("AIME25, k = 64", AIME.format(64), qs.Votes(), respelled),
     Set("AIME25, k = 128", AIME.format(128), qs.Votes(), respelled),
-    Set("AIME25, k = 64, ARDE", AIME.format(64), qs.WeightedVotes(), respelled, "*"),
-    Set("AIME25, k = 128, ARDE", AIME.format(128), qs.WeightedVotes(), respelled, "*"),
+    Set("AIME25, k = 64, ARDE", AIME.format(64), qs.WeightedVotes(), respelled),
+    Set("AIME25, k = 128, ARDE", AIME.format(128), qs.WeightedVotes(), respelled),
     Set("reasoner, votes", REASONER, qs.Votes()),
     Set("reasoner, ARDE of its arithmetic", REASONER, qs.WeightedVotes(), _chains, ("arithmetic",)),
     Set("GSM8K, k = 5", "gsm8k_gpt41mini/gsm8k150_gpt-4.1-mini_k5.jsonl.gz", qs.Votes()),
@@ -98,10 +99,11 @@ def _eac_rows(each: Set, log: Sequence[qs.Recorded], orders: int) -> list[dict[s
     k = max(map(len, log))
     fold = np.random.default_rng(0).permutation(len(log)) % 2
     parts = [[r for r, f in zip(log, fold, strict=True) if f == x] for x in (0, 1)]
-    settings = qs.Settings(features=None if each.features == "*" else list(each.features), like_vote=True)
-    weigh = [named.reliability_of(p, settings) if each.features else None for p in parts]
+    weighted = isinstance(each.view, qs.WeightedVotes)
+    settings = qs.Settings(features=each.features)
+    weigh = [named.reliability_of(p, settings) if weighted else None for p in parts]
     histories = [named.learned(p, settings, each.view, w) for p, w in zip(parts, weigh, strict=True)]
-    votes = [named.learned(p, settings) if each.features else None for p in parts]
+    votes = [named.learned(p, settings) if weighted else None for p in parts]
 
     def ask(build: Callable[[int], qs.Selector], price: qs.Price) -> dict[str, np.ndarray]:
         found = [qs.replay(parts[x], build(x), price, orders=orders) for x in (0, 1)]

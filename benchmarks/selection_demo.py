@@ -20,10 +20,14 @@ def demo(args: Any) -> Report:
     batch = found[0]
     report = Report("demo", f"the reasoner, {SAMPLES} samples at most (answers measured, joules {batch.label})", (
         "rule", "questions", "accuracy [%]", "95 %", "over the batch, 95 % [%]", "pass@1 [%]", "some sample right [%]",
-        "samples", "joules", "joules over the batch's", "seconds", "watts", "IPW", "IPJ"))  # fmt: skip
+        "samples", "joules", "joules over the batch's", "seconds", "seconds over the batch's", "watts", "IPW",
+        "IPJ"))  # fmt: skip
     report.rows = [_row(each, batch) for each in found]
-    report.notes = ["a question's joules: the plan's mean power (modelled) x the measured time of its passes, where no "
-                    "counter of energy can be read"]  # fmt: skip
+    report.notes = [
+        "batch and cascade ask in turns. Seconds: measured, prompts included. A question's joules, where no counter of "
+        "energy can be read: the passes that ran, at the plan's mean power (modelled) over the time of one (measured "
+        "beforehand)",
+    ]
     return report
 
 
@@ -35,7 +39,8 @@ def _row(found: Answers, batch: Answers) -> dict[str, Any]:
         "over the batch, 95 % [%]": f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}",
         "pass@1 [%]": 100 * found.coverage_one, "some sample right [%]": 100 * found.coverage,
         "samples": found.samples, "joules": found.joules, "joules over the batch's": found.joules / batch.joules,
-        "seconds": found.seconds, "watts": found.watts, "IPW": found.ipw, "IPJ": found.ipj,
+        "seconds": found.seconds, "seconds over the batch's": found.seconds / batch.seconds,
+        "watts": found.watts, "IPW": found.ipw, "IPJ": found.ipj,
     }  # fmt: skip
 
 

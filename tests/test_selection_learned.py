@@ -173,7 +173,7 @@ def test_a_weighted_schedule_may_stop_where_it_is_as_right_as_the_plain_vote() -
     like = qs.run_rule(log, "eac-arde", qs.Settings(features=["check"], orders=2, like_vote=True))
     assert like.passes.mean() < 0.8 * whole.passes.mean() and like.samples.mean() < whole.samples.mean()
     assert like.right.mean() > plain.right.mean() - 0.03 and whole.right.mean() > plain.right.mean() + 0.05
-    with pytest.raises(InputError, match="labels for the same questions"):
+    with pytest.raises(InputError, match="marks of the same questions"):
         qs.learn(made()).tune(qs.Price().passes, vote=qs.learn(made()))
 
 

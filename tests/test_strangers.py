@@ -205,7 +205,7 @@ STAGES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "output of another name": (lambda m: _renamed(m, m.graph.output[0].name, "lengths"), "different outputs"),
     "operator set of no version": (lambda m: setattr(m.opset_import[0], "version", 1 << 40), "version 10995"),
     "no operator set": (lambda m: m.ClearField("opset_import"), "imports no operator set"),
-    "two operator sets": (lambda m: m.opset_import.append(m.opset_import[0]), "two operator sets"),
+    "operator sets without end": (lambda m: m.opset_import.extend([m.opset_import[0]] * 100), "101 operator sets"),
     "operator without its inputs": (lambda m: setattr(m.graph.node[0], "op_type", "Pad"), "has 1 inputs, its"),
     "operator without an input": (lambda m: m.graph.node[-1].input.__setitem__(0, ""), "has no input"),
     "attribute of another operator": (lambda m: m.graph.node[0].attribute.append(helper.make_attribute("axis", 1)),

@@ -1,8 +1,9 @@
 """Quality, only where a real model really answers: accuracy, coverage and the metrics made of them and of energy.
 
-Each question is first asked all its samples in one batch, then again by the cascade, which has learned from the other
-half of the questions and their right answers to be as right as the vote of all samples. Seconds are measured; joules
-are an energy counter's where there is one, else the plan's mean power (modelled) over the measured passes.
+Each question is first asked all its samples in one batch, for the cascade to learn from the other half of the questions
+and their right answers to be as right as the vote of all samples; then the batch and the cascade ask in turns. Seconds
+are measured in the turns. Joules are an energy counter's where there is one, else modelled: the passes that ran, at
+what one costs, which is the plan's mean power over the time of steps that was measured beforehand.
 """
 
 from __future__ import annotations
@@ -147,13 +148,13 @@ def answers(
     currency."""
     source = open_source([runner], Sampling(temperature=0.8, max_tokens=_ANSWER), form, task.extract)
     fixed = Selector(Looks((samples,), source.price(0)), [SelfConsistency(samples)])
-    first = list(_asked(source, task, lambda k: fixed, "all samples in one batch", progress))
-    log = [r for _, r in first]
+    log = [r for ((_, r),) in _asked(source, task, lambda k: [fixed], "all samples in one batch", progress)]
     known = any(np.isfinite(r.sample(i).feature("arithmetic")) for r in log for i in range(len(r)))
     # A chain whose equations hold says more than all log-probabilities, where there are equations.
     settings = Settings(source.price(0), features=["arithmetic"] if known else None, like_vote=True)
     halves = [learned_selector("cascade", log[1 - part :: 2], samples, settings) for part in (0, 1)]
-    second = list(_asked(source, task, lambda k: halves[k % 2], "cascade", progress))
+    turns = list(_asked(source, task, lambda k: [fixed, halves[k % 2]], "batch and cascade in turns", progress))
+    first, second = ([turn[i] for turn in turns] for i in (0, 1))
     marks = np.array([[v.answer == q.answer for (v, _), q in zip(of, task.questions, strict=True)]
                       for of in (first, second)], dtype=float)  # fmt: skip
     one = float(np.mean([np.mean(r.correct or (0.0,)) for r in log]))
@@ -166,13 +167,17 @@ def answers(
 
 
 def _asked(
-    source: LiveSource, task: Task, selector: Callable[[int], Selector], name: str, progress: Progress
-) -> Iterator[tuple[Verdict, Recorded]]:  # fmt: skip
+    source: LiveSource, task: Task, selectors: Callable[[int], Sequence[Selector]], name: str, progress: Progress
+) -> Iterator[list[tuple[Verdict, Recorded]]]:  # fmt: skip
     for k, question in enumerate(task.questions):
         progress(name, k, len(task.questions))
-        seen: list[Inquiry] = []
-        verdict = ask(source, selector(k), question.text, watch=seen.append)
-        yield verdict, _recorded(question, seen[-1].tally.samples if seen else [])
+        found = []
+        for selector in selectors(k):
+            source.forget()
+            seen: list[Inquiry] = []
+            verdict = ask(source, selector, question.text, watch=seen.append)
+            found.append((verdict, _recorded(question, seen[-1].tally.samples if seen else [])))
+        yield found
     progress(name, len(task.questions), len(task.questions))
 
 

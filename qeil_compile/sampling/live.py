@@ -35,6 +35,10 @@ class KeptPrompt:
         self._kept: tuple[list[list[int]], Any, np.ndarray] | None = None
         self.ran = False
 
+    def forget(self) -> None:
+        """Run the next prompt, whatever it is."""
+        self._kept = None
+
     @property
     def vocab(self) -> int:
         return int(self._session.vocab)
@@ -98,6 +102,12 @@ class LiveSource:
 
     def price(self, rung: int) -> Price:
         return self.rungs[rung].price
+
+    def forget(self) -> None:
+        """Let go of kept prompts: the next round pays for its own, though the last question was the same."""
+        for session in self._sessions:
+            if isinstance(session, KeptPrompt):
+                session.forget()
 
     def draw(self, question: Any, draw: Draw, drawn: int) -> LiveRound:
         """Raises `InputError` for a prompt that is empty or leaves no room in the context."""

@@ -174,7 +174,10 @@ class History:
         aim = self
         if vote is not None:
             if self.marks is None or vote.marks is None or not np.array_equal(self.questions, vote.questions):
-                raise InputError("tune: expected labels for the same questions in both views")
+                raise InputError(
+                    "tune: to be as right as a vote needs marks of the same questions in both views, found none or "
+                    "others; give marks, or leave the vote (--like-vote) out"
+                )
             aim = vote
         total = int(self.questions.max()) + 1
         half = np.random.default_rng(0).permutation(total) % 2 == 0
