@@ -108,8 +108,8 @@ def arde(args: Any) -> Report:
     columns = ("k", "marks", "vote", "completed only", "ARDE", "ARDE, no labels", "ceiling", "AUC")
     return Report("arde", "accuracy on AIME25, leave one question out", columns, rows, [
         "ceiling: some trace is right, pass@k. By the file's marks it is what keeping only completed traces gives: no "
-        "selection can exceed it. How firmly scales are held was chosen with these rows in view. AUC: within questions, "
-        "of the mean confidence.",
+        "selection can exceed it. How firmly scales are held was chosen with these rows in view. AUC: within "
+        "questions, of the mean confidence.",
     ])  # fmt: skip
 
 
