@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import onnx
 from onnx import helper
@@ -59,6 +59,13 @@ def _signature(graph: OpGraph, op: Op) -> str:
     tensors = [graph.tensors[t] if t else None for t in (*op.inputs, *op.outputs)]
     shapes = [(t.dtype, t.shape, t.role == "weight") if t else None for t in tensors]
     return json.dumps([op.type, sorted(op.attributes.items()), shapes], default=str)
+
+
+def appends_by_itself(graph: onnx.GraphProto, states: Collection[str]) -> bool:
+    """Whether the model hands out grown keys or values: those that no operator of attention owns, which writes them in
+    place. States with three axes keep their length."""
+    owned = {name for node in graph.node if node.op_type == "GroupQueryAttention" for name in node.input}
+    return any(len(i.type.tensor_type.shape.dim) == 4 for i in graph.input if i.name in states and i.name not in owned)
 
 
 def weights_as_inputs(program: StageProgram) -> bytes:

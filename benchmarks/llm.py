@@ -2,7 +2,7 @@
 
 python benchmarks/llm.py [--quick] [--families NAME ...] [--forms fp32 int8 int4] [--peers NAME ...] [--rows 1 4 8 16]
                          [--only PART ...] [--threads N] [--rounds N] [--folder DIR] [--export-python PATH]
-                         [--torch-compile] [--group N] [--json FILE]
+                         [--torch-compile] [--group N] [--device cuda] [--json FILE]
 
 Every engine runs in a process of its own that waits while another is measured; rounds go from one to the next. Figures
 are medians with the 10 % and 90 % quantiles in the result file. An engine that is not installed, has no such form or
@@ -27,6 +27,8 @@ PARTS = ("decode", "prefill", "job", "own", "planning")
 TARGET = "intel-285hx-rtx-pro-5000"
 #: Engines that know nothing of samples: a prompt that runs once is their user's work.
 BY_HAND = ("onnxruntime", "onnxruntime int8", "onnxruntime GQA", "openvino")
+#: Peers that run where `--device` says.
+ON_CUDA = ("transformers", "torch.compile")
 EACH, ONCE = "job, prompt per sample", "job, prompt once"
 
 
@@ -119,7 +121,9 @@ def _fastest(turns: Turns, key: tuple[Any, ...], job: Any) -> dict[str, Any]:
 def _engine(turns: Turns, key: tuple[Any, ...], job: Any) -> str:
     _, family, form, _ = key
     used = turns.engines.get((family, form, job.rows, job.prompt, OURS), "")
-    return used.replace("openvino:CPU", "OV").replace("onnxruntime:CPU", "ORT").replace("torch:cpu", "torch")
+    for place, short in (("openvino:CPU", "OV"), ("onnxruntime:CPU", "ORT"), ("torch:cpu", "torch")):
+        used = used.replace(place, short)
+    return used
 
 
 # ---- ours alone
@@ -225,7 +229,8 @@ def planning(turns: Turns) -> Report:
 def _reports(turns: Turns) -> dict[str, Report]:
     """Empty tables, a column for each peer that can be in them."""
     end = (*(n for n in NAMES if n in turns.args.peers), OURS, "fastest peer", "ours / fastest", "engine")
-    machine, first = f"{turns.args.threads} threads", turns.jobs[min(turns.rows)]
+    machine = f"{turns.args.threads} threads" if turns.args.device == "cpu" else "one GPU"
+    first = turns.jobs[min(turns.rows)]
     return {
         "decode": Report("decode", f"Decode after {first.prompt} tokens, in tokens/s, {machine}",
                          ("family", "form", "rows", *end)),
@@ -259,13 +264,16 @@ def _options(parser: Any) -> None:
     parser.add_argument("--folder", type=Path, default=None, help="checkpoints and engines' forms, kept (default: not)")
     parser.add_argument("--export-python", type=Path, default=None, help="a Python with optimum-intel and nncf")
     parser.add_argument("--torch-compile", action="store_true", help="torch.compile too (slow)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                        help="cuda: ours and those peers that are told one run on an NVIDIA GPU")
     parser.add_argument("--group", type=int, default=0, help="peers in memory at once (default: as many as fit)")
 
 
 def main() -> None:
     """Run the benchmark."""
     args = options(__doc__ or "", _options)
-    args.peers = args.peers or [n for n in NAMES if n != "torch.compile" or args.torch_compile]
+    with_cuda = [n for n in NAMES if args.device == "cpu" or n in ON_CUDA]
+    args.peers = args.peers or [n for n in with_cuda if n != "torch.compile" or args.torch_compile]
     with tempfile.TemporaryDirectory(prefix="qeil-llm-") as temporary:
         folder = (args.folder or Path(temporary)).resolve() / ("tiny" if args.quick else "true")
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llm_peer import Peer
+from llm_peer import Peer, device
 
 from qeil_compile.api import Settings, find_target
-from qeil_compile.backends import names
+from qeil_compile.backends import found_devices, names
 from qeil_compile.language import (
     FAMILIES,
     DecoderSettings,
@@ -23,7 +23,7 @@ from qeil_compile.language import (
     plan_decoder,
     trace_decoder,
 )
-from qeil_compile.language.bench import memory_bandwidth, step_bytes
+from qeil_compile.language.bench import step_bandwidth, step_bytes
 
 
 class Ours(Peer):
@@ -44,7 +44,8 @@ class Ours(Peer):
         # The form is given by name: a long text to measure its perplexity on would choose nothing.
         how = DecoderSettings(self.form, text=tuple(range(1, 33)))
         workload = Generation(prompt, tokens, samples=rows)
-        compiled = compile_decoder(self.source, workload, Settings(threads=self.threads), how)
+        settings = Settings(threads=self.threads, target="host" if device() == "cpu" else _boards())
+        compiled = compile_decoder(self.source, workload, settings, how)
         seconds = time.perf_counter() - started
         compiled.save(self._artifact(rows, prompt, tokens), overwrite=True)
         held = {n: sum(d.weight_bytes + d.arena_bytes for d in p.plan.devices) for n, p in compiled.phases.items()}
@@ -98,7 +99,7 @@ class Ours(Peer):
             within.append(clock.seconds)
         engine = float(np.median(within[2:]))
         generated, inside = self._generated(prompt, rows, steps, clock)
-        bandwidth = memory_bandwidth(self.threads)
+        bandwidth = step_bandwidth(self.compiled)
         nbytes = step_bytes(self.compiled, rows, len(prompt) + steps // 2)
         return {
             "engine": engine, "step": float(np.median(step[2:])), "generate": generated,
@@ -158,6 +159,8 @@ class _EngineClock:
                 setattr(stage, holder, _Timed(engine, method, self))
                 return
         stage._run = self.timed(stage._run)
+        if hasattr(stage, "_recorded"):  # a recording is replayed without `_run`
+            stage._recorded.run = self.timed(stage._recorded.run)
 
     def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call`, its time added up."""
@@ -183,6 +186,11 @@ class _Timed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+
+def _boards() -> str:
+    """All placements on the first NVIDIA GPU."""
+    return ",".join(d.spec for d in found_devices() if d.available and d.spec.lower().endswith(("cuda", "cuda:0")))
 
 
 def _peak() -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from llm_convert import once
+
+
+def device() -> str:
+    """Where torch runs models: "cpu", or "cuda" for a run with `--device cuda`."""
+    return os.environ.get("QEIL_BENCH_DEVICE", "cpu")
 
 
 class Unavailable(Exception):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from llm_convert import onnx_builder, onnx_export
-from llm_peer import Peer, Unavailable
+from llm_peer import Peer, Unavailable, device
 from llm_peers_native import LlamaCpp, OpenVino, OpenVinoGenai
 
 # ---- transformers
@@ -28,37 +28,39 @@ class Transformers(Peer):
         import transformers
 
         torch.set_num_threads(self.threads)
-        self.torch = torch
+        self.torch, self.device = torch, device()
         self.model = transformers.AutoModelForCausalLM.from_pretrained(self.source, dtype=torch.float32).eval()
+        self.model.to(self.device)
         return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
     def begin(self, prompts: list[list[int]]) -> np.ndarray:
         from transformers import DynamicCache
 
         self.cache = DynamicCache(config=self.model.config)
-        return self._run(self.torch.tensor(prompts))
+        return self._run(self.torch.tensor(prompts, device=self.device))
 
     def spread(self, rows: int) -> None:
         self.cache.batch_repeat_interleave(rows)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        return self._run(self.torch.from_numpy(tokens)[:, None])
+        return self._run(self.torch.from_numpy(tokens).to(self.device)[:, None])
 
     def _run(self, tokens: Any) -> np.ndarray:
         with self.torch.inference_mode():
             found = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        return np.asarray(found.logits[:, -1])
+        return np.asarray(found.logits[:, -1].cpu())
 
     def job(self, prompt: list[int], samples: int, tokens: int, temperature: float, shared: bool) -> float:
         if shared:
             raise Unavailable("generate runs the prompt once per sample")
         self.begin([prompt])
         before = time.perf_counter()
-        given = self.torch.tensor([prompt])
-        self.model.generate(
+        given = self.torch.tensor([prompt], device=self.device)
+        found = self.model.generate(
             given, attention_mask=self.torch.ones_like(given), do_sample=True, temperature=temperature, top_k=0,
             num_return_sequences=samples, max_new_tokens=tokens, min_new_tokens=tokens, **self._generate(),
         )  # fmt: skip
+        found.tolist()  # a GPU is done when its results are read
         return time.perf_counter() - before
 
     def _generate(self) -> dict[str, Any]:
@@ -70,7 +72,9 @@ class TorchCompile(Transformers):
 
     def load(self) -> str:
         found = super().load()
-        self.model.forward = self.torch.compile(self.model.forward)
+        # With CUDA graphs where there is CUDA.
+        mode = "reduce-overhead" if self.device.startswith("cuda") else "default"
+        self.model.forward = self.torch.compile(self.model.forward, mode=mode)
         return found
 
     def begin(self, prompts: list[list[int]]) -> np.ndarray:
@@ -78,7 +82,7 @@ class TorchCompile(Transformers):
 
         self.cache = StaticCache(config=self.model.config, max_cache_len=self.room)
         self.prompts = prompts
-        return self._run(self.torch.tensor(prompts))
+        return self._run(self.torch.tensor(prompts, device=self.device))
 
     def spread(self, rows: int) -> None:
         # A static cache has as many rows as it began with.

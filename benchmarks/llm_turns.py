@@ -92,7 +92,9 @@ class Turns:
         """The process of a peer."""
         source = self.folder / family
         checkpoint(FAMILIES[family], source, self.args.quick)
-        more = {"QEIL_EXPORT_PYTHON": str(self.args.export_python)} if self.args.export_python else {}
+        more = {"QEIL_BENCH_DEVICE": self.args.device}
+        if self.args.export_python:
+            more["QEIL_EXPORT_PYTHON"] = str(self.args.export_python)
         return Worker(peer, source, form, self.args.threads, self.folder, environment=more)
 
     # ---- who takes part

@@ -56,6 +56,12 @@ INSTEAD: Mapping[str, Instead] = {
         "takes hours; tests/test_benchmarks.py runs it with --quick",
         "python $ROOT/benchmarks/llm.py --folder FOLDER --export-python export/bin/python --help",
     ),
+    "python benchmarks/gpu.py": Instead(
+        "writes a result file into the checkout", "python $ROOT/benchmarks/gpu.py --quick --json gpu.json"
+    ),
+    "python benchmarks/llm.py --device cuda --torch-compile --families gpt2-125m --forms fp32": Instead(
+        "wants an NVIDIA GPU", "python $ROOT/benchmarks/llm.py --device cuda --families gpt2-125m --help"
+    ),
     "qeil demo": Instead("a hundred tokens, twice", "qeil demo --steps 12"),
     "qeil calibrate": Instead(
         _MINUTES, "qeil calibrate onnxruntime:CPU --threads 1 --seconds 1", page="docs/calibration.md"

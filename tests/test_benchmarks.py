@@ -26,6 +26,7 @@ SMALL = {
     "sampling": [],
     "thermal": [],
     "faults": [],
+    "gpu": [],
     "llm": ["--families", "gpt2-125m", "--forms", "fp32", "--rows", "2", "--only", "decode", "job", "--peers",
             "transformers", "--threads", "1"],
     "strangers": ["--only", "plan", "log", "FX", "--count", "20"],

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from qeil_compile.backends.onnx_tools import appends_by_itself
 from qeil_compile.backends.onnxruntime.prefix import SHARED, prefix_of
 from qeil_compile.errors import BackendError
 
@@ -282,12 +283,8 @@ class OrtAppendingStage:
 
 def decoder_stage(session: Any, payload: bytes, states: Mapping[str, str]) -> OrtDecoderStage | OrtAppendingStage:
     """The kind of stage that a model's operators call for."""
-    nodes = onnx.load_model_from_string(payload).graph.node
-    attends = [n for n in nodes if n.op_type == "GroupQueryAttention" and set(n.input) & states.keys()]
-    keys = {n for n in states if any(n in node.input for node in attends)}
-    # States that an operator of attention does not own, keep their length or grow by themselves.
-    grows = any(len(i.shape) == 4 and i.name in states and i.name not in keys for i in session.get_inputs())
-    return (OrtAppendingStage if grows else OrtDecoderStage)(session, states)
+    appends = appends_by_itself(onnx.load_model_from_string(payload).graph, states)
+    return (OrtAppendingStage if appends else OrtDecoderStage)(session, states)
 
 
 def readable_in_place(payload: bytes, weights: Iterable[str]) -> frozenset[str]:

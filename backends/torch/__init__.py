@@ -71,7 +71,8 @@ class TorchBackend:
         torch has one pool of threads: `threads` holds for the whole process from here on.
         """
         where = _device(device, threads)
-        return _Executable(_compile(program, weights, where), where, weights.values())
+        run = _compile(program, weights, where)
+        return _Executable(run, where, weights.values()) if where.type == "cpu" else _CudaExecutable(run, where)
 
     def compile_decoder(
         self,
@@ -83,7 +84,8 @@ class TorchBackend:
         threads: int = 0,
     ) -> DecoderStage:
         """Compile a stage of a decoder, its states tensors on the device. `threads` as in `compile`."""
-        from qeil_compile.backends.torch.decoder import TorchDecoderStage
+        from qeil_compile.backends.onnx_tools import appends_by_itself
+        from qeil_compile.backends.torch.decoder import AppendingStage, BufferedStage
 
         where = _device(device, threads)
         graph = onnx.load_model_from_string(program.payload).graph
@@ -91,10 +93,10 @@ class TorchBackend:
             i.name: [d.dim_value if d.HasField("dim_value") else None for d in i.type.tensor_type.shape.dim]
             for i in graph.input
         }
-        run = _compile(program, weights, where)
-        # Its operator of attention puts tokens behind a row's own; models that append put them behind all rows.
-        compact = any(n.op_type == "GroupQueryAttention" for n in graph.node) or not states
-        return TorchDecoderStage(run, shapes, [o.name for o in graph.output], states, where, compact)
+        appends = appends_by_itself(graph, states)
+        run = _compile(program, weights, where, in_place=not appends)
+        kind = AppendingStage if appends else BufferedStage
+        return kind(run, shapes, [o.name for o in graph.output], states, where)
 
 
 def _device(name: str, threads: int) -> torch.device:
@@ -109,21 +111,25 @@ def _device(name: str, threads: int) -> torch.device:
     return where
 
 
-def _compile(program: StageProgram, weights: Mapping[str, np.ndarray], device: torch.device) -> _Run:
+def _compile(
+    program: StageProgram, weights: Mapping[str, np.ndarray], device: torch.device, in_place: bool = False
+) -> _Run:
     try:
-        return _runnable(program, weights, device)
+        return _runnable(program, weights, device, in_place)
     except FAILURES as error:
         raise BackendError(f"torch:{device}: {first_line(error)}") from error
 
 
-def _runnable(program: StageProgram, weights: Mapping[str, np.ndarray], device: torch.device) -> _Run:
+def _runnable(
+    program: StageProgram, weights: Mapping[str, np.ndarray], device: torch.device, in_place: bool
+) -> _Run:
     if program.form == "onnx":
         from qeil_compile.backends.torch.onnx_program import OnnxProgram
 
         # Names inside the model may differ from the graph's; the order is the same.
         graph = onnx.load_model_from_string(program.payload).graph
         inputs, outputs = [i.name for i in graph.input], [o.name for o in graph.output]
-        return OnnxProgram(program.payload, weights, inputs, outputs, device)
+        return OnnxProgram(program.payload, weights, inputs, outputs, device, in_place)
     module = fx_json.decode(program.payload, device, list(program.weights))
     for i, name in enumerate(program.weights):
         # A plain attribute: modules look buffers up in Python, at every reading.
@@ -161,6 +167,33 @@ class _Executable:
         # A view of an input or weight would change with the next call, or let the caller change a weight.
         owned, lent = self._owned, {_address(t) for t in tensors}
         return [t.clone() if (a := _address(t)) in lent or a in owned else t for t in self._run(tensors)]
+
+
+class _CudaExecutable(_Executable):
+    """Arrays whose shapes come up again are run by a recording, whose outputs are its own buffers."""
+
+    shares_outputs = True
+
+    def __init__(self, run: _Run, device: torch.device) -> None:
+        from qeil_compile.backends.torch.graphs import Recordings
+
+        super().__init__(run, device, ())
+        self._recordings = Recordings(device)
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        key = tuple((a.shape, a.dtype) for a in inputs)
+        try:
+            with torch.inference_mode():
+                found = self._recordings.run(key, self._run, inputs)
+        except FAILURES as error:
+            raise BackendError(f"torch:{self._device}: {first_line(error)}") from error
+        return super().__call__(inputs) if found is None else [to_numpy(t) for t in found]
+
+    def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        from qeil_compile.backends.torch.precision import full_precision
+
+        with full_precision(self._device):
+            return super()._outputs(tensors)
 
 
 def _address(tensor: torch.Tensor) -> int:

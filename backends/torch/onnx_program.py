@@ -152,6 +152,7 @@ class _Settings:
     versions: Mapping[str, int]
     elems: Mapping[str, int]
     weights: Mapping[str, np.ndarray]
+    in_place: bool
 
 
 class _Graph:
@@ -246,6 +247,7 @@ class _Graph:
             [settings.elems.get(name, 0) for name in proto.input],
             settings.device,
             lambda body: self._body(body, implicit),
+            in_place=settings.in_place,
         )
         reason = refusal(proto.op_type, node.attrs)
         if reason:
@@ -341,7 +343,8 @@ class OnnxProgram:
 
     `inputs` and `outputs` fix the calling order. Initializers declared as external data are taken from
     `weights` by name and never from a file. A call gives tensors on `device` that may share memory
-    with the inputs, the weights and each other.
+    with the inputs, the weights and each other. With `in_place` past keys and values are buffers with
+    room, which GroupQueryAttention writes.
     """
 
     def __init__(
@@ -351,6 +354,7 @@ class OnnxProgram:
         inputs: Sequence[str],
         outputs: Sequence[str],
         device: torch.device,
+        in_place: bool = False,
     ) -> None:
         model = onnx.ModelProto.FromString(program_payload)
         model = expand_functions(model)
@@ -364,7 +368,7 @@ class OnnxProgram:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         with torch.inference_mode():
             self._graph = _Graph(
-                model.graph, _Settings(self.device, opset_versions(model), elems, weights), inputs, outputs
+                model.graph, _Settings(self.device, opset_versions(model), elems, weights, in_place), inputs, outputs
             )
 
     def __call__(self, tensors: Sequence[Any]) -> list[Any]:

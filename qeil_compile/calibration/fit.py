@@ -180,11 +180,12 @@ def _in_company(found: Fitted, composites: Sequence[Sample]) -> Fitted:
         seconds = priced(found, s.rows)
         for k, t in zip(s.rows.families, seconds, strict=True):
             shares[i, kinds.index(_kind(k))] += t
-    measured = np.array([s.seconds - found.entry - found.per_tensor * (s.tensors - 2) for s in composites])
+    measured = np.array([s.seconds for s in composites])
+    calls = np.array([found.entry + found.per_tensor * (s.tensors - 2) for s in composites])
     kernels = np.array([float(len(s.rows.families)) for s in composites])
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        errors = np.log((shares @ np.exp(logs[1:]) + kernels * np.exp(logs[0])) / measured) / _ERROR
+        errors = np.log((calls + shares @ np.exp(logs[1:]) + kernels * np.exp(logs[0])) / measured) / _ERROR
         # Soft L1 for the networks, of which some mislead; squares for the factors, which must not run away.
         soft = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2) - 1.0))
         return np.concatenate([soft, [(logs[0] - np.log(_CHANGE)) / _CHANGE_STRAY], logs[1:] / _COMPANY])

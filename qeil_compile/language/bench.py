@@ -23,7 +23,7 @@ _STREAM = 1 << 29
 class StepSpeed:
     """Steps with `rows` live rows. Times [s] are of one step: median, 10 % and 90 % quantile; `generate` is the time of
     a step within `Runner.generate`, sampling included. `share` is that of the memory's speed that reading weights and
-    cache once per step takes."""
+    cache once per step takes (NaN where that cannot be measured)."""
 
     rows: int
     median: float
@@ -42,7 +42,7 @@ class StepSpeed:
 @dataclass(frozen=True)
 class Speed:
     """All measured. `first_token` [s] is the time of a prompt of `prompt` tokens, `bandwidth` [B/s] what memory
-    delivers to all cores that the engines use."""
+    delivers to all cores that the engines use, or the board's own memory where every step runs on one."""
 
     prompt: int
     first_token: float
@@ -62,7 +62,7 @@ def bench(
     text = rng.integers(0, session.vocab, prompt).tolist()
     session.prefill([text])
     first = min(_timed(lambda: session.prefill([text]), 3))
-    bandwidth = memory_bandwidth(compiled.threads or cpu_facts().cores)
+    bandwidth = step_bandwidth(compiled)
     steps = []
     for k, n in enumerate(rows):
         progress("measure steps", k, len(rows))
@@ -97,6 +97,34 @@ def step_bytes(compiled: CompiledDecoder, rows: int, past: int) -> float:
     keys = {key for u in phase.units for key in u.program.weights.values()}
     weights = sum(compiled.weight(phase.bits, k).nbytes for k in keys.difference(compiled.facts.tables))
     return float(weights + 4 * compiled.facts.cache_per_token * past * rows)
+
+
+def step_bandwidth(compiled: CompiledDecoder) -> float:
+    """Bytes per second of the memory that steps read: of an NVIDIA board where all of them run on it, else the host's.
+
+    NaN for a board where torch has no CUDA to measure it with.
+    """
+    where = {s.placement.partition(":")[2].lower() for n, p in compiled.phases.items() if n != PROMPT
+             for s in p.plan.stages}  # fmt: skip
+    if len(where) != 1 or not (device := where.pop()).startswith(("cuda", "tensorrt", "nvtensorrt")):
+        return memory_bandwidth(compiled.threads or cpu_facts().cores)
+    return board_bandwidth(int(device.rpartition(":")[2]) if ":" in device else 0)
+
+
+def board_bandwidth(index: int) -> float:
+    """Bytes per second that an NVIDIA board reads and writes in its memory: the best of some copies of a gigabyte."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return float("nan")
+    source = torch.ones(2 * _STREAM // 4, device=f"cuda:{index}")
+    goal = torch.empty_like(source)
+
+    def copied() -> None:
+        goal.copy_(source)
+        torch.cuda.synchronize(index)
+
+    return 2 * source.nbytes / min(_timed(copied, 6))
 
 
 def memory_bandwidth(threads: int) -> float:

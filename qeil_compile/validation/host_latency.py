@@ -37,8 +37,9 @@ def evaluate(
     seconds: float = 60.0,
     rounds: int = 5,
     progress: Progress = lambda spec, share: None,
+    specs: Sequence[str] = ENGINES,
 ) -> list[Claim]:
-    """Median and worst error over models, engines and numbers of threads; `seconds` calibrates one engine once.
+    """Median and worst error over models, placements and numbers of threads; `seconds` calibrates one of them once.
 
     `seconds` 0 takes the calibrations that are stored. Raises `QeilError` where there is none.
     """
@@ -48,7 +49,7 @@ def evaluate(
         graphs[name] = graph, count(graph)
     points: list[Point] = []
     notes: list[str] = []
-    for spec in ENGINES:
+    for spec in specs:
         engine, _, device = spec.partition(":")
         for n in threads:
             # Before and after, so that both see the machine in the same state: a neighbour stays for a minute.

@@ -142,15 +142,6 @@ def _rotary(node: Node) -> Kernel:
     return run
 
 
-def _appended(past: Tensor, new: Tensor, place: Tensor) -> Tensor:
-    """Keys [b, h, past, w] with new ones [b, h, n, w] at `place` [b, n]; at the end where all rows are full."""
-    joined = torch.cat([past, new], 2)
-    if past.shape[2] and bool((place[:, 0] < past.shape[2]).any()):
-        at = place[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
-        joined.scatter_(2, at, new)
-    return joined
-
-
 @rule("GroupQueryAttention", domain=MS)
 def _group_query_attention(node: Node) -> Kernel:
     heads, kv_heads = node.attr("num_heads"), node.attr("kv_num_heads")
@@ -160,40 +151,67 @@ def _group_query_attention(node: Node) -> Kernel:
         raise fail(node, "softcap has no rule")
     if any(node.has_input(i) for i in range(9, 16)):
         raise fail(node, "inputs after sin_cache have no rule")
-    # Only checked, never computed with: they may stay where they are.
-    node.host |= {5, 6}
+    node.host.add(6)
 
     def run(q: Tensor, k: Tensor | None, v: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        past_key, past_value, last, _total, cos, sin = [*rest, *[None] * 6][:6]
+        past_key, past_value, last, total, cos, sin = [*rest, *[None] * 6][:6]
         if k is None or v is None:
             # Packed: q, k and v lie side by side in the first input.
             size = q.shape[-1] // (heads + 2 * kv_heads)
             q, k, v = q.split([heads * size, kv_heads * size, kv_heads * size], -1)
         q, k, v = split_heads(q, heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
-        count = q.shape[2]
-        past = 0 if past_key is None else past_key.shape[2]
-        # `last` holds, per row, the index of its last valid key; new keys of a row that has fewer than others stand
-        # inside the buffer. Without a past, padding follows the row's own tokens.
-        start = last.reshape(-1, 1).to(torch.int64) + 1 - count if past else torch.zeros_like(last.reshape(-1, 1))
-        if past and bool((start > past).any()):
-            raise fail(node, "more valid keys than the past buffer and the new ones together hold")
+        count, past = q.shape[2], 0 if past_key is None else past_key.shape[2]
+        last = last.reshape(-1, 1).to(torch.int64)
+        # `last` holds, per row, the index of its last valid key. In a first pass padding follows the row's own tokens.
+        first = not past or (count > 1 and total is not None and int(total) == count)
+        start = torch.zeros_like(last) if first else last + 1 - count
         place = start + torch.arange(count, device=q.device)
         if rotary:
             turn = F.embedding(place, cos), F.embedding(place, sin)
             size = 2 * cos.shape[-1]
             q = rotate(q.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
             k = rotate(k.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
-        if past_key is not None:
-            k, v = _appended(past_key, k, place), _appended(past_value, v, place)
-        column = torch.arange(k.shape[2], device=q.device)
-        ahead = column - place.unsqueeze(-1)
-        allowed = ahead <= 0
-        if window > 0:
-            allowed = allowed & (-ahead < window)
         scale = node.attr("scale", 0.0) or 1.0 / math.sqrt(q.shape[-1])
-        y = F.scaled_dot_product_attention(
-            q, k, v, allowed.unsqueeze(1), scale=scale, enable_gqa=heads != kv_heads
-        )
-        return join_heads(y), k, v
+        if past_key is None:
+            present = k, v
+        elif node.in_place:
+            _write(past_key, k, place)
+            _write(past_value, v, place)
+            present = past_key, past_value
+        else:
+            if past and bool((start > past).any()):
+                raise fail(node, "more valid keys than the past buffer and the new ones together hold")
+            present = _appended(past_key, k, place), _appended(past_value, v, place)
+        if first and window <= 0:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=count > 1, scale=scale, enable_gqa=heads != kv_heads)
+            return join_heads(y), *present
+        ahead = torch.arange(present[0].shape[2], device=q.device) - place.unsqueeze(-1)
+        allowed = (ahead <= 0).unsqueeze(1)
+        if window > 0:
+            allowed = allowed & (-ahead < window).unsqueeze(1)
+        if count == 1:
+            # The queries of a group are as queries of one head: its keys are not repeated.
+            grouped = q.reshape(q.shape[0], kv_heads, heads // kv_heads, -1)
+            y = F.scaled_dot_product_attention(grouped, *present, allowed, scale=scale)
+            return y.reshape(y.shape[0], 1, -1), *present
+        y = F.scaled_dot_product_attention(q, *present, allowed, scale=scale, enable_gqa=heads != kv_heads)
+        return join_heads(y), *present
 
     return run
+
+
+def _spread(place: Tensor, new: Tensor) -> Tensor:
+    return place[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
+
+
+def _write(buffer: Tensor, new: Tensor, place: Tensor) -> None:
+    """Keys [b, h, n, w] into `buffer` [b, h, room, w] at `place` [b, n]."""
+    buffer.scatter_(2, _spread(place, new), new)
+
+
+def _appended(past: Tensor, new: Tensor, place: Tensor) -> Tensor:
+    """Keys [b, h, past, w] with new ones [b, h, n, w] at `place` [b, n]; at the end where all rows are full."""
+    joined = torch.cat([past, new], 2)
+    if past.shape[2] and bool((place[:, 0] < past.shape[2]).any()):
+        _write(joined, new, place)
+    return joined

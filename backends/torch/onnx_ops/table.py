@@ -36,6 +36,7 @@ class Node:
     `constants` holds the inputs known at construction, `elems` the ONNX element type of every input
     (0 where inference has none), `version` the opset version of the node's domain. A rule adds to
     `host` the inputs that its kernel reads as Python numbers, so that these stay off an accelerator.
+    Keys and values that are states are written where they lie with `in_place`, else handed out anew.
     """
 
     op_type: str
@@ -50,6 +51,7 @@ class Node:
     body: Callable[[onnx.GraphProto], Body]
     host: set[int] = field(default_factory=set)
     keeps_devices: bool = False
+    in_place: bool = False
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute's value, or `default`."""
