@@ -105,7 +105,7 @@ class Ours(Peer):
             "engine": engine, "step": float(np.median(step[2:])), "generate": generated,
             "session over engine": float(np.median(np.array(step[2:]) / np.array(within[2:]))) - 1,
             "generate over engine": generated / inside - 1, "bandwidth": bandwidth, "nbytes": nbytes,
-            "share": nbytes / float(np.median(step[2:])) / bandwidth,
+            "share": nbytes / float(np.median(step[2:])) / (bandwidth or float("nan")),
         }  # fmt: skip
 
     def _generated(self, prompt: list[int], rows: int, steps: int, clock: _EngineClock) -> tuple[float, float]:

@@ -6,6 +6,7 @@ The tests marked `cuda` want one; the others drive the same paths on the CPU.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from qeil_compile.backends.torch import graphs
 from qeil_compile.backends.torch.precision import full_precision
 from qeil_compile.calibration.worker import Model
 from qeil_compile.frontends import trace
+from qeil_compile.frontends.decoder import step_phase
+from qeil_compile.language.bench import step_bandwidth
 from qeil_compile.models.decoder import open_decoder
 from qeil_compile.runtime.session import Session
 from qeil_compile.telemetry.counters import counter_for
@@ -105,6 +108,18 @@ def test_precision_is_as_it_was_before() -> None:
     assert (conv.fp32_precision, products.fp32_precision) == before
     with full_precision(torch.device("cpu")):
         assert (conv.fp32_precision, products.fp32_precision) == before
+
+
+@pytest.mark.parametrize(("places", "board"), [
+    (["torch:cpu", "onnxruntime:CUDA"], False), (["onnxruntime:CUDA"], True), (["openvino:CPU"], False),
+])  # fmt: skip
+def test_whose_memory_a_step_reads(places: list[str], board: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(step_bandwidth.__globals__, "memory_bandwidth", lambda threads: 1.0)
+    monkeypatch.setitem(step_bandwidth.__globals__, "board_bandwidth", lambda index: 2.0 + index)
+    stages = [SimpleNamespace(placement=p) for p in places]
+    phases = {step_phase(1): SimpleNamespace(plan=SimpleNamespace(stages=stages))}
+    compiled: Any = SimpleNamespace(phases=phases, threads=1)
+    assert step_bandwidth(compiled) == (2.0 if board else 1.0)
 
 
 @cuda

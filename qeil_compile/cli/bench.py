@@ -46,11 +46,11 @@ def llm(
         return
     found = [
         [s.rows, ms(s.median), f"{ms(s.low)} to {ms(s.high)}", f"{s.tokens_per_second:.1f}", f"{s.nbytes / 1e6:.1f}",
-         f"{s.share:.1%}", f"{s.generate / s.median - 1:+.1%}"]
+         "-" if s.share is None else f"{s.share:.1%}", f"{s.generate / s.median - 1:+.1%}"]
         for s in speed.steps
     ]  # fmt: skip
     columns = ("samples [1]", "step [ms]", "10 to 90 % [ms]", "tokens/s [1/s]", "read per step [MB]",
                "of memory's speed [%]", "generate over step [%]")  # fmt: skip
     table(f"{runner.compiled.name} ({speed.label})", columns, found)
-    say(f"first token {ms(speed.first_token)} ms for {speed.prompt} tokens; memory {speed.bandwidth / 1e9:.1f} GB/s "
-        f"({speed.label})")  # fmt: skip
+    memory = "not measured (torch has no CUDA here)" if speed.bandwidth is None else f"{speed.bandwidth / 1e9:.1f} GB/s"
+    say(f"first token {ms(speed.first_token)} ms for {speed.prompt} tokens; memory {memory} ({speed.label})")

@@ -23,7 +23,7 @@ _STREAM = 1 << 29
 class StepSpeed:
     """Steps with `rows` live rows. Times [s] are of one step: median, 10 % and 90 % quantile; `generate` is the time of
     a step within `Runner.generate`, sampling included. `share` is that of the memory's speed that reading weights and
-    cache once per step takes (NaN where that cannot be measured)."""
+    cache once per step takes; None where that cannot be measured."""
 
     rows: int
     median: float
@@ -31,7 +31,7 @@ class StepSpeed:
     high: float
     generate: float
     nbytes: float
-    share: float
+    share: float | None
 
     @property
     def tokens_per_second(self) -> float:
@@ -42,11 +42,12 @@ class StepSpeed:
 @dataclass(frozen=True)
 class Speed:
     """All measured. `first_token` [s] is the time of a prompt of `prompt` tokens, `bandwidth` [B/s] what memory
-    delivers to all cores that the engines use, or the board's own memory where every step runs on one."""
+    delivers to all cores that the engines use, or the board's own where every step runs on one (None: see
+    `step_bandwidth`)."""
 
     prompt: int
     first_token: float
-    bandwidth: float
+    bandwidth: float | None
     steps: tuple[StepSpeed, ...]
     label: str
 
@@ -74,7 +75,8 @@ def bench(
         within = _step_of_generate(runner, text, n, tokens)
         nbytes = step_bytes(compiled, n, prompt + tokens // 2)
         median, low, high = (float(q) for q in np.quantile(times, [0.5, 0.1, 0.9]))
-        steps.append(StepSpeed(n, median, low, high, within, nbytes, nbytes / median / bandwidth))
+        share = None if bandwidth is None else nbytes / median / bandwidth
+        steps.append(StepSpeed(n, median, low, high, within, nbytes, share))
     progress("measure steps", len(rows), len(rows))
     return Speed(prompt, first, bandwidth, tuple(steps), "emulated" if compiled.emulated else "measured")
 
@@ -99,10 +101,10 @@ def step_bytes(compiled: CompiledDecoder, rows: int, past: int) -> float:
     return float(weights + 4 * compiled.facts.cache_per_token * past * rows)
 
 
-def step_bandwidth(compiled: CompiledDecoder) -> float:
+def step_bandwidth(compiled: CompiledDecoder) -> float | None:
     """Bytes per second of the memory that steps read: of an NVIDIA board where all of them run on it, else the host's.
 
-    NaN for a board where torch has no CUDA to measure it with.
+    None for a board where torch has no CUDA to measure it with.
     """
     where = {s.placement.partition(":")[2].lower() for n, p in compiled.phases.items() if n != PROMPT
              for s in p.plan.stages}  # fmt: skip
@@ -111,12 +113,13 @@ def step_bandwidth(compiled: CompiledDecoder) -> float:
     return board_bandwidth(int(device.rpartition(":")[2]) if ":" in device else 0)
 
 
-def board_bandwidth(index: int) -> float:
-    """Bytes per second that an NVIDIA board reads and writes in its memory: the best of some copies of a gigabyte."""
+def board_bandwidth(index: int) -> float | None:
+    """Bytes per second that an NVIDIA board reads and writes in its memory: the best of some copies of a gigabyte; None
+    without CUDA in torch."""
     import torch
 
     if not torch.cuda.is_available():
-        return float("nan")
+        return None
     source = torch.ones(2 * _STREAM // 4, device=f"cuda:{index}")
     goal = torch.empty_like(source)
 
