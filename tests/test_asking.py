@@ -171,3 +171,19 @@ def test_the_command_line(
     assert json.loads(capfd.readouterr().out)["questions"] == 3
     assert main(["ask", artifact, NAMED, "--form", "Q: A:"]) == 1
     assert "has no {question}" in capfd.readouterr().err
+
+
+def test_a_model_with_a_chat_template_is_asked_in_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    artifact = str(tmp_path / "r.qeil")
+    settings = Settings(target="onnxruntime:CPU", measure=False, threads=1, failover=False)
+    compile_decoder("models/data/reasoner", Generation(prompt=48, tokens=16, samples=8), settings).save(artifact)
+    found = {}
+    for form in (None, "chat", "{question}"):
+        chosen = ["--form", form] if form else []
+        question = "Sam has 47 stamps and buys 2. How many has he?"
+        assert main(["ask", artifact, question, "-k", "8", "--max-tokens", "16", *chosen, "--json"]) == 0
+        seen = capfd.readouterr()
+        assert ("chat template" in seen.err) == (form is None)
+        verdict = json.loads(seen.out)
+        found[form] = verdict["counts"], verdict["samples"]
+    assert found[None] == found["chat"] != found["{question}"]

@@ -514,3 +514,21 @@ def test_a_weight_that_the_engine_transposes_is_not_read_in_place() -> None:
     tokens = np.array([[0, 1, 2, 3]])
     found = stage.run({"tokens": tokens, "mask": np.ones((1, 4), np.int64)})["logits"]
     np.testing.assert_array_equal(found, arrays["table"][tokens] + arrays["added"].T)
+
+
+def test_a_matrix_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine that is tried asks for all weights."""
+    packed: list[tuple[int, ...]] = []
+
+    def counted(matrix: np.ndarray, bits: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+        packed.append(matrix.shape)
+        return pack(matrix, bits, blocks)
+
+    monkeypatch.setattr("qeil_compile.models.decoder.weights.pack", counted)
+    decoder = open_decoder(small("qwen2"))
+    graph = decoder.graph(bits=4)
+    weight = decoder.weights(graph)
+    for _ in range(3):
+        for name in graph.weights:
+            weight(name)
+    assert len(packed) == sum(n.endswith(".codes") for n in graph.weights) > 0

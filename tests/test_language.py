@@ -400,7 +400,8 @@ def test_talking_on_the_command_line(
         return prefill(session, prompts)
 
     monkeypatch.setattr(ResilientSession, "prefill", seen)
-    for command in (["run", artifact, "--prompt", "<u> w5"], ["ask", artifact, "<u> w5", "-k", "1"]):
+    plain = ["-k", "1", "--form", "{question}"]
+    for command in (["run", artifact, "--prompt", "<u> w5"], ["ask", artifact, "<u> w5", *plain]):
         for allowed, first in (([], False), (["--allow-control"], True)):
             heard.clear()
             run(capfd, *command, "--max-tokens", "2", *allowed)

@@ -133,8 +133,8 @@ class Assembler:
         if base not in self._packed:
             matrix = np.asarray(self._plain(base, None), dtype=np.float32)
             blocks = self.graph.weights[f"{base}.scales"].shape[1]
-            # Codes and scales are asked for one after the other.
-            self._packed = {base: pack(matrix, self.graph.bits, blocks)}
+            # Kept: every engine that is tried asks for all of them, and packing takes longer than starting it.
+            self._packed[base] = pack(matrix, self.graph.bits, blocks)
         codes, scales = self._packed[base]
         return codes if part == "codes" else _as(scales, spec)
 

@@ -23,9 +23,17 @@ from qeil_compile.sampling.source import Verification, ask
 from qeil_compile.sampling.verify import ArithmeticVerifier, CommandVerifier
 
 from . import decoder
-from .console import options, out, print_json, progress, say, table
+from .console import options, out, print_json, progress, remark, say, table
 
 _EXTRACTORS = {"number": extractors.number, "boxed": extractors.boxed, "letter": extractors.choice()}
+
+_Form = Annotated[
+    str | None,
+    typer.Option(
+        metavar="chat|TEXT",
+        help=r"Prompt around {question}, \n a new line; chat: the model's template, the default where it has one.",
+    ),
+]
 
 
 def command(
@@ -47,9 +55,7 @@ def command(
     extract: Annotated[
         str, typer.Option(metavar="number|boxed|letter|REGEX", help="How an answer is read out of a sample.")
     ] = "number",
-    form: Annotated[
-        str, typer.Option(metavar="TEXT", help=r"Prompt around {question}, \n a new line; `chat`: its template.")
-    ] = "{question}",
+    form: _Form = None,
     allow_control: decoder.AllowControl = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Of the samples.")] = 0.8,
@@ -96,15 +102,20 @@ class _Limits:
 
 
 def _opened(
-    artifacts: list[Path], settings: language.Sampling, form: str, extract: str, limits: _Limits, threads: int,
+    artifacts: list[Path], settings: language.Sampling, form: str | None, extract: str, limits: _Limits, threads: int,
     allow_control: bool = False,
 ) -> tuple[language.Runner, LiveSource, Selector]:  # fmt: skip
     for path in artifacts:
         if not language.is_decoder_artifact(path):
             raise InputError(f"{path}: holds no language model; compile a checkpoint folder")
-    if form != "chat" and "{question}" not in form:
+    if form not in (None, "chat") and "{question}" not in form:
         raise InputError(f"--form {form}: has no {{question}}, which the question takes the place of")
     runners = [decoder.started(path, threads) for path in artifacts]
+    if form is None:
+        talks = all(getattr(r.tokenizer, "has_template", False) for r in runners)
+        form = "chat" if talks else "{question}"
+        if talks:
+            remark("asked in the model's chat template; --form '{question}' asks as it stands")
 
     def prompt(question: str) -> Any:
         if form == "chat":
@@ -157,9 +168,7 @@ def evaluate(
     verifier: Annotated[str, typer.Option(metavar="COMMAND|arithmetic", help="What checks an answer.")] = "",
     false_accepts: Annotated[float, typer.Option(min=0, max=1, help="Of the verifier, at most.")] = 0.0,
     extract: Annotated[str, typer.Option(metavar="number|boxed|letter|REGEX", help="How answers are read.")] = "number",
-    form: Annotated[
-        str, typer.Option(metavar="TEXT", help=r"Prompt around {question}, \n a new line; `chat`.")
-    ] = "{question}",
+    form: _Form = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a sample at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="Of the samples.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,

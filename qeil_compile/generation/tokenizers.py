@@ -34,6 +34,9 @@ def load_tokenizer(path: str | PathLike[str]) -> CheckpointTokenizer | Llama2cTe
 class Llama2cText:
     """A llama2.c tokenizer as generation wants it. Its models end a text with either mark, as llama2.c has it."""
 
+    #: Whether it has a form of conversation.
+    has_template = False
+
     def __init__(self, tokenizer: Llama2cTokenizer) -> None:
         self._tokenizer = tokenizer
         self.bos: int | None = tokenizer.bos
@@ -123,6 +126,11 @@ class CheckpointTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without control tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it has a form of conversation. Raises `ModelError` for a file of one that cannot be read."""
+        return self._template is not None or _template_source(self.folder, self._config) is not None
 
     @property
     def chat_template(self) -> ChatTemplate:

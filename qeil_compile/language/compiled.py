@@ -204,10 +204,10 @@ class CompiledDecoder:
             return self._started(progress, guard, isolate)
 
     def _weights(self) -> Iterator[np.ndarray]:
-        """Those of all units, as they are stored."""
-        for phase in self.phases.values():
-            for unit in phase.units:
-                yield from (self.weight(phase.bits, key) for key in unit.program.weights.values())
+        """Those of all units, each once, as they are stored."""
+        units = [(phase.bits, unit) for phase in self.phases.values() for unit in phase.units]
+        for bits, key in dict.fromkeys((bits, key) for bits, u in units for key in u.program.weights.values()):
+            yield self.weight(bits, key)
 
     def _started(self, progress: Progress, guard: Guard | None, isolate: bool) -> Session:
         where = self.resolved()
