@@ -19,6 +19,7 @@ if str(ROOT) not in sys.path:  # runs from a checkout without an installation
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qeil_compile.devices import Target
@@ -44,11 +45,12 @@ class Report:
 
     def show(self) -> None:
         """Print the table."""
-        table = Table(title=self.title, title_justify="left")
+        # Units in brackets would be taken for markup.
+        table = Table(title=escape(self.title), title_justify="left")
         for k, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if k == 0 else "right", overflow="fold")
+            table.add_column(escape(column), justify="left" if k == 0 else "right", overflow="fold")
         for row in self.rows:
-            table.add_row(*(shown(row.get(c, "")) for c in self.columns))
+            table.add_row(*(escape(shown(row.get(c, ""))) for c in self.columns))
         # A pipe has no width: tables there are not folded.
         console = Console(width=None if sys.stdout.isatty() else 200)
         console.print(table)

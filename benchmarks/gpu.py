@@ -84,7 +84,7 @@ def latency(args: Any, specs: Sequence[str]) -> Report:
             continue
         for p in claims[0].points:
             report.rows.append({
-                "model": p.name.replace(", 0 threads", ""), "measured": p.measured * 1e3, "modelled": p.model * 1e3,
+                "model": p.name.replace(", 0 thread", ""), "measured": p.measured * 1e3, "modelled": p.model * 1e3,
                 "error [%]": 100 * (p.model / p.measured - 1), "roofline": 1e3 * p.baselines["roofline"],
             })  # fmt: skip
         report.notes += [f"{spec}: {c.metric} {c.value:.1f} %" for c in claims]

@@ -97,6 +97,19 @@ def test_buffers_with_room(name: str, recorded: bool, monkeypatch: pytest.Monkey
     assert not recorded or Played.passes >= 36
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_part_without_states_takes_over(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if recorded:
+        monkeypatch.setattr(torch_decoder, "Recordings", Played)
+    shapes, cpu = {"x": [None, None]}, torch.device("cpu")
+    stage = torch_decoder.BufferedStage(lambda given: [given[0] + 1], shapes, ["y"], {}, cpu)
+    stage.load({})
+    for rows, width in ((3, 9), (3, 10), (2, 11)):
+        x = np.full((rows, 1), width, np.float32)
+        found = stage.run({"x": x, "mask": np.ones((rows, width), np.int64)})
+        np.testing.assert_array_equal(found["y"], x + 1)
+
+
 def test_precision_is_as_it_was_before() -> None:
     conv, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, products.fp32_precision

@@ -52,8 +52,6 @@ class AppendingStage(_Stage):
         self, run: Run, inputs: Shapes, outputs: Sequence[str], pairs: Mapping[str, str], device: torch.device
     ) -> None:
         super().__init__(run, inputs, outputs, pairs, device)
-        # A part without states does not care where tokens stand.
-        self.compact = not self.states
         self._values: dict[str, Tensor] = {}
         self.reset(1)
 
@@ -135,7 +133,7 @@ class BufferedStage(_Stage):
 
     def load(self, states: Mapping[str, np.ndarray]) -> None:
         """Take over states that another stage exported."""
-        rows = len(next(iter(states.values())))
+        rows = len(next(iter(states.values()), ()))  # a part without states learns them in its next pass
         width = next((states[n].shape[2] for n in self._growing), self._width)
         with torch.inference_mode():
             self._rows = 0
@@ -146,12 +144,12 @@ class BufferedStage(_Stage):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One pass. Raises `BackendError`."""
-        width = feeds["mask"].shape[1]
+        rows, width = feeds["mask"].shape
         new, arrays = width - self._width, [np.asarray(feeds[n]) for n in self._given]
         try:
             with torch.inference_mode():
-                self._make_room(self._rows, width)
-                self._width = width
+                self._make_room(rows, width)
+                self._rows, self._width = rows, width
                 found = self._replayed(arrays) if new == 1 else None
                 if found is None:
                     with full_precision(self._device):
