@@ -38,7 +38,8 @@ class Executable(Protocol):
     """A compiled stage. Arrays in, arrays out, in the order of the program's inputs and outputs.
 
     Arrays are numpy arrays (bfloat16 and 8-bit floats through `ml_dtypes`). An executable with a true
-    attribute `shares_outputs` hands out its own buffers: they are valid until its next call.
+    attribute `shares_outputs` hands out its own buffers: they are valid until its next call. One that records its
+    passes has a method `launched` that runs without.
     """
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,8 +15,13 @@ from qeil_compile.passes.facts import Facts
 from qeil_compile.passes.fusion_rules import DEFAULT, RULES, FusionRules
 from qeil_compile.passes.match import Match
 
-#: kind, extents, dtype, type, FLOP, bytes in, of weights, out, of inputs and outputs of the graph, group.
-Row = tuple[OperatorKind, tuple[int, ...], str, str, float, float, float, float, float, int]
+#: kind, extents, dtype, type, FLOP, bytes in, of weights, out, of the graph's inputs and outputs (all, from the caller,
+#: to the caller), FLOP of the main operator's type, group.
+Row = tuple[
+    OperatorKind, tuple[int, ...], str, str, float, float, float, float, tuple[float, float, float], float, int
+]  # fmt: skip
+#: No input and no output of the graph.
+_NO_ENDS = (0.0, 0.0, 0.0)
 
 
 def kernel_table(groups: GroupGraph, counts: Sequence[OpCount], engine: str) -> KernelTable:
@@ -57,7 +62,7 @@ def _rows(facts: Facts, rules: FusionRules, owner: Sequence[int]) -> list[Row]:
             else:
                 rows += _inside(facts, rules, branch, owner[branch])
         group = owner[kernel.anchor]
-        rows += [_added(name, size, counts[kernel.anchor].dtype, group) for name, size in kernel.extra]
+        rows += [_added(*extra, counts[kernel.anchor].dtype, group) for extra in kernel.extra]
     return rows
 
 
@@ -69,10 +74,10 @@ def _inside(facts: Facts, rules: FusionRules, i: int, group: int) -> list[Row]:
     """A branch is a launch, and the kernels of the graph that counts; loops stay one row."""
     op, graph = facts.graph.ops[i], facts.graph
     body = nested(op, graph)[chosen(op, graph, branches(op, graph, count))]
-    launch: Row = ("control", (), facts.counts[i].dtype, op.short_type, 0.0, 0.0, 0.0, 0.0, 0.0, group)
+    launch: Row = ("control", (), facts.counts[i].dtype, op.short_type, 0.0, 0.0, 0.0, 0.0, _NO_ENDS, 0.0, group)
     inner = _rows(Facts(body, count(body)), rules, [group] * len(body.ops))
     # What goes in and out of a branch is no input or output of the whole.
-    return [launch, *((*row[:8], 0.0, row[9]) for row in inner)]
+    return [launch, *((*row[:8], _NO_ENDS, *row[9:]) for row in inner)]
 
 
 def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:
@@ -82,16 +87,18 @@ def _parts(ops: Sequence[int], owner: Sequence[int]) -> Iterable[list[int]]:
     return parts.values()
 
 
-def _added(name: str, size: int, dtype: str, group: int) -> Row:
+def _added(name: str, size: int, run: int, dtype: str, group: int) -> Row:
     # An added transpose swaps the last two axes: no two elements stay neighbours.
-    extents = (size // 4, 1) if name == "Transpose" else ()
-    return "movement", extents, dtype, name, 0.0, float(size), 0.0, float(size), 0.0, group
+    run = 1 if name == "Transpose" else run
+    extents = (size // (4 * run), run) if run else ()
+    return "movement", extents, dtype, name, 0.0, float(size), 0.0, float(size), _NO_ENDS, 0.0, group
 
 
 def _table(rows: Sequence[Row]) -> KernelTable:
     def numbers(k: int) -> np.ndarray:
         return np.array([row[k] for row in rows], dtype=float)
 
+    ends, entering, leaving = np.array([row[8] for row in rows], dtype=float).reshape(-1, 3).T
     return KernelTable(
         tuple(row[0] for row in rows),
         tuple(row[1] for row in rows),
@@ -101,8 +108,11 @@ def _table(rows: Sequence[Row]) -> KernelTable:
         numbers(5),
         numbers(6),
         numbers(7),
-        np.array([row[9] for row in rows], dtype=np.int64),
-        numbers(8),
+        np.array([row[10] for row in rows], dtype=np.int64),
+        ends,
+        entering,
+        leaving,
+        numbers(9),
     )
 
 
@@ -123,6 +133,8 @@ class _Border:
         for i, found in enumerate(self.reads):
             for name, _ in found:
                 self.readers.setdefault(name, set()).add(i)
+        # Who reads an input after another finds what that one left behind.
+        self.first = {name: min(found) for name, found in self.readers.items() if name in self.entering}
         self.leaving = {self.source.get(name, name) for name in self.graph.outputs}
         for name in self.leaving:
             self.readers.setdefault(name, set()).add(-1)
@@ -149,17 +161,28 @@ class _Border:
                     read[name] = max(size, read.get(name, 0))
         weights = sum(size for name, size in read.items() if self._held(name))
         written = sum(self._written(i, inside) for i in ops)
-        ends = sum(size for name, size in read.items() if name in self.entering)
-        outputs = [t for i in ops for t in self.graph.ops[i].outputs if t in self.leaving]
+        entering = {n: size for n, size in read.items() if self.first.get(n, -1) in inside}
+        leaving = {
+            t: self.graph.tensors[t].nbytes for i in ops for t in self.graph.ops[i].outputs if t in self.leaving
+        }
         # An update in place writes less than the whole.
-        ends += min(written, sum(self.graph.tensors[t].nbytes for t in outputs))
+        ends = (
+            float(sum(entering.values()) + min(written, sum(leaving.values()))), self._moved(entering),
+            min(float(written), self._moved(leaving)),
+        )  # fmt: skip
         main = max(ops, key=lambda i: (self.counts[i].flops, self.counts[i].nbytes, -i))
         count = self.counts[main]
         flops = sum(self.counts[i].flops for i in ops)
+        kind = self.graph.ops[main].short_type
+        alike = sum(self.counts[i].flops for i in ops if self.graph.ops[i].short_type == kind)
         return (
-            count.kind, count.dims, count.dtype, self.graph.ops[main].short_type, flops,
-            float(sum(read.values()) - weights), float(weights), float(written), float(ends), group,
+            count.kind, count.dims, count.dtype, kind, flops,
+            float(sum(read.values()) - weights), float(weights), float(written), ends, alike, group,
         )  # fmt: skip
+
+    def _moved(self, ends: Mapping[str, int]) -> float:
+        """Bytes from or to the caller; states stay where they are."""
+        return float(sum(size for name, size in ends.items() if name not in self.graph.states))
 
     def _held(self, name: str) -> bool:
         """A weight, or what the engine computed from weights before the run."""

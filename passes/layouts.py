@@ -10,7 +10,7 @@ from qeil_compile.passes.count.base import at, dims
 if TYPE_CHECKING:
     from qeil_compile.passes.match import Match
 
-Extra = dict[int, list[tuple[str, int]]]
+Extra = dict[int, list[tuple[str, int, int]]]
 #: The permutation that turns the engine's order of axes into one that the reader wants anyway.
 _CHANNELS_LAST = (0, 2, 3, 1)
 
@@ -46,7 +46,7 @@ def in_blocks(match: Match, i: int, depth: int = 8) -> bool:
 
 
 def reorders(match: Match) -> Extra:
-    """Group -> reorders that the engine adds before it (for the caller: after it), as (type, bytes).
+    """Group -> reorders that the engine adds before it (for the caller: after it), as (type, bytes, neighbours).
 
     Also frees concatenations and transposes that need no copy, where the rules say so.
     """
@@ -116,7 +116,11 @@ class _Walk:
         self.both.add(name)
         if self.match.is_free(root) and name in self.graph.producer:
             root = self.match.owner[self.graph.producer[name]]
-        self.extra.setdefault(root, []).append(("Reorder", self.graph.tensors[name].nbytes))
+        tensor, layout = self.graph.tensors[name], self.match.rules.layout
+        # Channels lie together in the engine's layout: one after another is written where they lie apart, or read.
+        channels = at(dims(tensor), 1)
+        run = min(channels, layout.block) if layout is not None and layout.block else channels
+        self.extra.setdefault(root, []).append(("Reorder", tensor.nbytes, run))
 
     def _either(self, name: str) -> bool:
         """Whether both orders of the axes are the same memory."""

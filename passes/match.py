@@ -28,13 +28,14 @@ class Kernel:
     """Operators (indices into `OpGraph.ops`, ascending) that an engine runs as one kernel.
 
     `anchor` is the one with most FLOPs, then most bytes. A `free` kernel costs nothing at run time. `extra` are
-    kernels that the engine adds around it, as (type, bytes that it reads and then writes).
+    kernels that the engine adds around it, as (type, bytes that it reads and then writes, elements that are neighbours
+    on both sides; 0: all).
     """
 
     ops: tuple[int, ...]
     anchor: int
     free: bool = False
-    extra: tuple[tuple[str, int], ...] = ()
+    extra: tuple[tuple[str, int, int], ...] = ()
 
 
 def kernels(graph: OpGraph, counts: Sequence[OpCount], engine: str) -> tuple[Kernel, ...]:
@@ -100,7 +101,7 @@ class Match(Groups):
         for root, members in self.members.items():
             anchor = max(members, key=lambda i: (counts[i].flops, counts[i].nbytes, -i))
             free = self.is_free(root)
-            more = () if free else (*added(self, root), *extra.get(root, ()))
+            more = () if free else (*((*a, 0) for a in added(self, root)), *extra.get(root, ()))
             found.append(Kernel(tuple(sorted(members)), anchor, free, more))
         return tuple(sorted(found, key=lambda k: k.ops))
 

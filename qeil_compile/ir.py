@@ -167,6 +167,8 @@ class OpGraph:
     opsets: Mapping[str, int] = field(default_factory=dict)
     #: One tensor name per returned value, in order; differs from `outputs` when a tensor is returned twice.
     results: tuple[str, ...] = ()
+    #: Inputs and outputs that stay on the device that runs them from one run to the next: a decoder's cache.
+    states: frozenset[str] = frozenset()
 
     @cached_property
     def producer(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from qeil_compile import api
 from qeil_compile.calibration import worker
 from qeil_compile.calibration.composites import decoder
 from qeil_compile.calibration.fit import Sample, _Problem, fit
-from qeil_compile.calibration.networks import Layer, convolutions, elementwise, gemm, rowwise
+from qeil_compile.calibration.networks import Chain, Layer, convolutions, elementwise, gemm, rowwise
 from qeil_compile.calibration.rounds import quiet, typical
 from qeil_compile.calibration.suite import suite
 from qeil_compile.devices import calibrations
@@ -92,8 +92,12 @@ def test_a_spoiled_measurement_does_not_bend_the_fit() -> None:
     assert np.abs(smooth.seconds(unseen) / truth(unseen) - 1).max() < 0.12
 
 
-def test_the_jacobian_is_that_of_the_residuals() -> None:
-    problem = _Problem([replace(s, tensors=2 + k % 4) for k, s in enumerate(GRID[:8])], 4e7)
+@pytest.mark.parametrize("board", [False, True])
+def test_the_jacobian_is_that_of_the_residuals(board: bool) -> None:
+    samples = [replace(s, tensors=2 + k % 4) for k, s in enumerate(GRID[:8])]
+    if board:
+        samples = [replace(s, rows=replace(s.rows, entering=s.rows.held / 9, leaving=s.rows.held / 5)) for s in samples]
+    problem = _Problem(samples, 4e7, board)
     at = problem.prior + np.random.default_rng(0).normal(0, 0.3, len(problem.prior))
     exact = problem.jacobian(at)
     for k in range(len(at)):
@@ -187,6 +191,9 @@ def test_json_round_trip_keeps_every_price() -> None:
     assert again.seconds(table) == pytest.approx(calibration.seconds(table))
     assert (again.boundary, again.missing, again.energy) == (2e-5, {"energy": "none"}, {"power_const": 3.0})
     assert again.call(5) == pytest.approx(found.entry + 3 * 2e-6)
+    board = replace(calibration, memory=replace(found.memory, entering=9e9, leaving=5e10), launched=3e-5)
+    again = Calibration.from_json(json.loads(json.dumps(board.to_json())))
+    assert (again.memory, again.launched) == (board.memory, 3e-5)
 
 
 def test_a_calibration_belongs_to_an_engine_version_a_device_and_a_number_of_threads() -> None:
@@ -207,6 +214,66 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(run_module, "_measure", lambda *given: pytest.fail("measured before the folder was looked at"))
     with pytest.raises(QeilError, match="cannot be stored"):
         api.calibrate(["onnxruntime:CPU"], [1], 1.0)
+
+
+def exponential(*kinds: str) -> KernelTable:
+    """What an engine that fuses makes of element-wise operators in a row."""
+    chain = Chain((1, 65536))
+    x = "x0"
+    for kind in kinds:
+        x = chain.node(kind, x)
+    graph = trace(chain.network("chain", "elementwise", x).model).graph.priced()
+    counts = count(graph)
+    return kernel_table(fuse(graph, counts), counts, "openvino")
+
+
+def test_one_exponential_among_cheap_operators_is_not_many() -> None:
+    alone, among, many = exponential("Tanh"), exponential("Relu", "Tanh", "Neg", "Abs"), exponential(*["Tanh"] * 4)
+    assert len(alone) == len(among) == len(many) == 1 and among.types == ("Tanh",)
+    assert among.flops[0] > alone.flops[0]
+    flops = [float(Rows.of(t, LANES).flops[0]) for t in (alone, among, many)]
+    assert flops[0] == flops[1] and flops[2] == pytest.approx(4 * flops[0])
+
+
+def test_what_a_board_is_handed_is_copied_and_its_cache_is_not() -> None:
+    graph = trace(decoder(1, 64, 32, 2, 1, 50).model).graph.priced()
+    counts = count(graph)
+    kernels = kernel_table(fuse(graph, counts), counts, "torch")
+    assert kernels.bytes_entering is not None and kernels.bytes_leaving is not None
+    cache = 2 * 64 * 32 * 4
+    assert kernels.bytes_entering.sum() == cache + 32 * 4
+    assert kernels.bytes_leaving.sum() == pytest.approx(cache + 2 * 32 * 4 + 50 * 4)
+    states = frozenset(graph.inputs[1:] + graph.outputs[1:])
+    kept = kernel_table(fuse(replace(graph, states=states), counts), counts, "torch")
+    assert kept.bytes_entering is not None and kept.bytes_leaving is not None and kept.bytes_ends is not None
+    assert (kept.bytes_entering.sum(), kept.bytes_leaving.sum()) == (32 * 4, 50 * 4)
+    assert kept.bytes_ends.sum() == kernels.bytes_ends.sum()  # type: ignore[union-attr]
+
+
+def test_a_border_is_found_beside_the_memory() -> None:
+    rng = np.random.default_rng(0)
+    samples = []
+    for s in GRID:
+        given, got = np.zeros((2, len(s.rows.flops)))
+        given[0], got[0] = rng.choice([1e3, 1e5, 3e6], 2)
+        copies = given[0] / 8e9 + got[0] / 4e10
+        rows = replace(s.rows, entering=given, leaving=got)
+        samples.append(replace(s, rows=rows, seconds=s.seconds + 2e-5 + copies))
+    found = fit(samples, 0.0, board=True)
+    assert found.memory.entering == pytest.approx(8e9, rel=0.3) and found.memory.leaving == pytest.approx(4e10, rel=0.5)
+    assert np.isinf(fit(GRID, 4e7).memory.entering)
+
+
+def test_recorded_passes_pay_no_views_and_others_each_launch() -> None:
+    table = exponential("Tanh", "Relu")
+    families = {"elementwise tanh": (1e-6, 1e-12, 1e12, 1.0, *[1.0] * FEATURES)}
+    plain = Calibration("torch", "cuda:0", 1, "9", 32, 3e-5, MEMORY, families)
+    board = replace(plain, launched=5e-5)
+    view = replace(table, **{n: np.zeros(1) for n in ("bytes_in", "bytes_weights", "bytes_out", "flops")})
+    shape = replace(table, dtypes=("int64",), bytes_in=np.full(1, 8.0), bytes_out=np.full(1, 16.0))
+    assert board.seconds(table) == pytest.approx(plain.seconds(table))
+    assert board.seconds(view) == board.seconds(shape) == 0 < plain.seconds(view)
+    assert board.seconds(replace(table, types=("NonZero",))) == pytest.approx(5e-5)
 
 
 def test_energy_coefficients_are_found_again() -> None:

@@ -39,7 +39,7 @@ class Played:
     able = True
     passes = 0
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, by_number: bool | None = None) -> None:
         pass
 
     def clear(self) -> None:
@@ -80,9 +80,13 @@ def come_and_go(rows: Rows) -> None:
     rows.select([0] * 9)
     for k in range(12):
         rows.step(k)
-    rows.rows = [list(PROMPTS[1])]
-    rows.check(rows.session.prefill([PROMPTS[1]]))
-    rows.step(52)
+    for length in (1, 2, 5, 5, 5, 3, 9, 3):
+        prompts = [PROMPTS[1][:1] * length, PROMPTS[0][:1] * max(length - 1, 1)]
+        rows.rows = [list(p) for p in prompts]
+        rows.check(rows.session.prefill(prompts))
+        rows.step(52)
+    rows.session.score(rows.rows)
+    rows.step(53)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen3", "lfm2"])
@@ -94,7 +98,7 @@ def test_buffers_with_room(name: str, recorded: bool, monkeypatch: pytest.Monkey
         monkeypatch.setattr(torch_decoder, "Recordings", Played)
         monkeypatch.setattr(Played, "passes", 0)
     come_and_go(rows_on(name, "cpu")[0])
-    assert not recorded or Played.passes >= 36
+    assert not recorded or Played.passes >= 52
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -141,7 +145,8 @@ def test_a_family(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_decoder, "_FEWEST", 8)
     rows, unit = rows_on(name, "cuda:0")
     come_and_go(rows)
-    assert unit._recorded.able and any(unit._recorded._known.values())
+    for recordings in (unit._recorded, unit._prompts):
+        assert recordings.able and any(recordings._known.values())
 
 
 @cuda
@@ -156,6 +161,32 @@ def test_a_network(name: str) -> None:
             # 32-bit convolutions, not those of 10 bits that torch takes by itself.
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
     assert there._recordings.able and any(there._recordings._known.values())  # type: ignore[attr-defined]
+
+
+@cuda
+def test_a_switch_is_recorded_for_each_of_its_values() -> None:
+    value = helper.make_tensor_value_info
+    x, y, which = (value(n, kind, shape) for n, kind, shape in (
+        ("x", TensorProto.FLOAT, [6]), ("y", TensorProto.FLOAT, [6]), ("which", TensorProto.INT64, [])))  # fmt: skip
+    branches = {
+        f"{name}_branch": helper.make_graph([helper.make_node(kind, ["x", "x"], [name])], name, [],
+                                            [value(name, TensorProto.FLOAT, [6])])
+        for name, kind in (("then", "Add"), ("else", "Mul"))
+    }  # fmt: skip
+    one = helper.make_tensor("one", TensorProto.INT64, [], [1])
+    nodes = [helper.make_node("Equal", ["which", "one"], ["equal"])]
+    nodes.append(helper.make_node("If", ["equal"], ["y"], **branches))
+    proto = helper.make_model(helper.make_graph(nodes, "g", [x, which], [y], [one]),
+                              opset_imports=[helper.make_opsetid("", 21)])  # fmt: skip
+    start = {"x": np.ones(6, np.float32), "which": np.array(1)}
+    run = Model.of(trace(proto, inputs=start)).compile("torch", "cuda:0", 0)
+    for k, n in enumerate((1, 1, 2, 1, 2, 2, 1, 2) * 3):
+        given = np.arange(6, dtype=np.float32) + k
+        np.testing.assert_array_equal(run([given, np.array(n)])[0], given + given if n == 1 else given * given)
+    recordings = run._recordings  # type: ignore[attr-defined]
+    assert recordings.able and sum(r is not None for r in recordings._known.values()) == 2
+    for n in range(100):  # numbers that do not come back are not recorded, and still right
+        np.testing.assert_array_equal(run([given, np.array(n)])[0], given + given if n == 1 else given * given)
 
 
 @cuda

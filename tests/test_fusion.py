@@ -85,7 +85,7 @@ def test_known_models_run_as_predicted(name: str, engine: str) -> None:
 @pytest.mark.parametrize("name", ["U-Net", "gated decoder with cache", "mixer with GRU"])
 def test_models_that_shaped_no_rule_run_nearly_as_predicted(name: str, engine: str) -> None:
     found = agreement(UNSEEN[name](), engine)
-    assert found.predicted == pytest.approx(found.executed, rel=0.2)
+    assert found.predicted == pytest.approx(found.executed, rel=0.2, abs=3)
     assert found.both >= 0.8 * found.predicted_together
 
 

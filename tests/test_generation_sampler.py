@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qeil_compile.generation.sampler as sampler_module
 from qeil_compile.errors import GenerationError, InputError
 from qeil_compile.generation import Sampler, Sampling
 from qeil_compile.generation.kernel import _exp, philox
@@ -276,3 +277,22 @@ def test_settings_take_their_own_form() -> None:
     sampling = Sampling(stop="end", stop_tokens=[3, 3])
     assert (sampling.stop, sampling.stop_tokens) == (("end",), {3})
     assert hash(sampling) == hash(Sampling(stop=["end", "end"], stop_tokens={3}))
+
+
+def test_rows_on_several_threads_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = np.stack([logits_of(np.random.default_rng(k), 4000) for k in range(13)])
+    how = Sampling(n=13, temperature=0.9, top_p=0.9, alternatives=2, seed=7)
+    found = []
+    for share, threads in ((1 << 40, 8), (1, 3), (1, 8)):
+        monkeypatch.setattr(sampler_module, "_SHARE", share)
+        monkeypatch.setattr(sampler_module, "_MOST_THREADS", threads)
+        monkeypatch.setattr(sampler_module, "_cores", lambda: 8)
+        sampler = Sampler(how, [0] * 13, range(13))
+        found.append([sampler.draw(logits, np.arange(13)[::-1], np.arange(13)) for _ in range(3)])
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_array_equal(a, b)
+    logits[[4, 11], 5] = np.nan
+    with pytest.raises(GenerationError, match=r"sample 8.*nan for token 5"):
+        Sampler(how, [0] * 13, range(13)).draw(logits, np.arange(13)[::-1], np.arange(13))

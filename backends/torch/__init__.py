@@ -187,7 +187,11 @@ class _CudaExecutable(_Executable):
                 found = self._recordings.run(key, self._run, inputs)
         except FAILURES as error:
             raise BackendError(f"torch:{self._device}: {first_line(error)}") from error
-        return super().__call__(inputs) if found is None else [to_numpy(t) for t in found]
+        return self.launched(inputs) if found is None else [to_numpy(t) for t in found]
+
+    def launched(self, inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """A pass kernel by kernel, as passes run that cannot be recorded. Raises `BackendError`."""
+        return super().__call__(inputs)
 
     def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         from qeil_compile.backends.torch.precision import full_precision

@@ -1,8 +1,9 @@
 """Decoder stages on torch: states are tensors on the device.
 
 Where GroupQueryAttention owns the keys and values, it writes them in place into buffers with room; on CUDA a step is
-then recorded and replayed (`graphs`), for a number of rows and of places that are powers of two. Models that append by
-themselves (as exporters write them) hand out new tensors, which are read next.
+then recorded and replayed (`graphs`), for a number of rows and of places that are powers of two, and a prompt that is
+not long for a number of tokens near its own, padded. Models that append by themselves (as exporters write them) hand
+out new tensors, which are read next.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Shapes = Mapping[str, Sequence[int | None]]
 #: Places of a cache that are added at once on the CPU, and the fewest that a step is recorded for.
 _GROWTH, _FEWEST = 128, 64
+#: Tokens of prompts, padding counted in, up to which the launches take longer than the arithmetic.
+_MOST_TOKENS = 4096
 
 
 class _Stage:
@@ -103,7 +106,8 @@ class BufferedStage(_Stage):
         self._buffers: dict[str, Tensor] = {}
         # Live rows, and columns as the session counts them; rows and places that there is room for.
         self._rows = self._width = self._most_rows = self._places = 0
-        self._recorded = Recordings(device)
+        # The number of tokens so far ("total") is another one in each step, which does not look at it.
+        self._recorded, self._prompts = Recordings(device, by_number=False), Recordings(device, by_number=True)
         self.reset(1)
 
     def reset(self, rows: int) -> None:
@@ -148,9 +152,12 @@ class BufferedStage(_Stage):
         new, arrays = width - self._width, [np.asarray(feeds[n]) for n in self._given]
         try:
             with torch.inference_mode():
-                self._make_room(rows, width)
+                padded = self._padded(arrays, new, rows) if new > 1 and not self._width else 0
+                self._make_room(rows, self._width + max(new, padded))
                 self._rows, self._width = rows, width
                 found = self._replayed(arrays) if new == 1 else None
+                if padded:
+                    found = self._replayed_prompt(arrays, padded)
                 if found is None:
                     with full_precision(self._device):
                         # What has no axes is a number that is read on the host.
@@ -180,6 +187,29 @@ class BufferedStage(_Stage):
         key = (rows, places, *((a.shape[1:], a.dtype.str) for a in arrays))
         return self._recorded.run(key, lambda given: self._step(given, rows, places), arrays, rows, self._rows)
 
+    def _padded(self, arrays: Sequence[np.ndarray], new: int, rows: int) -> int:
+        """Tokens that a prompt of `new` is recorded for; 0 where it is not.
+
+        Padding is at most an eighth of a long prompt. Logits are wanted of one token a row, or there would be much to
+        copy.
+        """
+        takes = [a for n, a in zip(self._given, arrays, strict=True) if n == "take"]
+        step = max(_FEWEST, _power(new) // 8)
+        padded = step * -(-new // step)
+        short = _power(rows) * padded <= _MOST_TOKENS and all(a.shape[1] == 1 for a in takes)
+        return padded if self._prompts.able and short else 0
+
+    def _replayed_prompt(self, arrays: Sequence[np.ndarray], padded: int) -> list[Tensor] | None:
+        """A first pass, its tokens padded as shorter rows are beside longer ones."""
+        rows, new = _power(self._rows), self._width
+        wider = [
+            np.array(padded, a.dtype) if n == "total" else _lengthened(a, new, padded)
+            for n, a in zip(self._given, arrays, strict=True)
+        ]
+        key = (rows, padded, *((a.shape[1:], a.dtype.str) for a in wider))
+        found = self._prompts.run(key, lambda given: self._step(given, rows, padded), wider, rows, self._rows)
+        return None if found is None else [v[:, :new] if v.dim() > 1 and v.shape[1] == padded else v for v in found]
+
     def _view(self, name: str) -> Tensor:
         """The live part of a buffer."""
         buffer = self._buffers[name][: self._rows]
@@ -208,6 +238,14 @@ class BufferedStage(_Stage):
                 made[name][tuple(slice(0, d) for d in kept.shape)] = kept
         self._buffers, self._most_rows, self._places = made, rows, width
         self._recorded.clear()
+        self._prompts.clear()
+
+
+def _lengthened(array: np.ndarray, new: int, padded: int) -> np.ndarray:
+    """`padded` tokens where there are `new`, zeros behind them; what has no axis of tokens as it is."""
+    if array.ndim < 2 or array.shape[1] != new:
+        return array
+    return np.pad(array, [(0, 0), (0, padded - new), *[(0, 0)] * (array.ndim - 2)])
 
 
 def _power(count: int) -> int:

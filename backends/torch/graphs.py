@@ -3,7 +3,7 @@
 A pass over a few hundred small kernels takes the host milliseconds to launch and a GPU a fraction of that to run. A
 pass whose shapes come up a second time is recorded, with the copies of its inputs and outputs from and to page-locked
 memory; from then on it is one launch. A program that looks at values on the host while it runs cannot be recorded and
-goes on as before.
+goes on as before; if numbers without axes are all that it looks at (a rate, a switch), it is recorded for each of them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from qeil_compile.errors import BackendError
 from qeil_compile.forms.fx_source import from_numpy, to_numpy
 
 Program = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+#: Inputs on the host as the program takes them.
+Moved = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 #: Recordings that are kept, each with the memory of its intermediate results; further shapes run as they always did.
 _MOST = 32
 
@@ -31,10 +33,15 @@ _MOST = 32
 class Recording:
     """One recorded pass with its page-locked inputs and outputs."""
 
-    def __init__(self, program: Program, inputs: Sequence[Tensor], shown: Sequence[Tensor], pool: Any) -> None:
-        """`shown` are the outputs of a pass with these inputs. Raises what torch raises where it cannot be recorded."""
+    def __init__(
+        self, program: Program, inputs: Sequence[Tensor], moved: Moved, shown: Sequence[Tensor], pool: Any
+    ) -> None:
+        """`shown` are the outputs of a pass with these inputs, which the program takes as `moved` gives them.
+
+        Raises what torch raises where it cannot be recorded.
+        """
         self._device = shown[0].device
-        self._inputs = [torch.zeros_like(t).pin_memory() for t in inputs]
+        self._inputs = [t.clone().pin_memory() for t in inputs]
         self._outputs = [torch.zeros(t.shape, dtype=t.dtype).pin_memory() for t in shown]
         self._places = [to_numpy(t) for t in self._inputs]
         self._graph = torch.cuda.CUDAGraph()
@@ -44,7 +51,7 @@ class Recording:
             # Other threads may go on to use the board.
             self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                found = program([t.to(self._device, non_blocking=True) for t in self._inputs])
+                found = program(moved(self._inputs))
                 for kept, tensor in zip(self._outputs, found, strict=True):
                     kept.copy_(tensor, non_blocking=True)
             finally:
@@ -66,8 +73,11 @@ class Recording:
 class Recordings:
     """The recordings of one program on one device; without CUDA there are none."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, by_number: bool | None = None) -> None:
+        """`by_number`: whether a pass is recorded for each value of its inputs without axes, which the program may then
+        look at; None: where it cannot be recorded otherwise."""
         self._device = device
+        self._may_split, self._by_number = by_number is None, bool(by_number)
         #: Whether passes are recorded; no more after one that could not be.
         self.able = device.type == "cuda"
         self._lock = threading.Lock()
@@ -91,6 +101,8 @@ class Recordings:
         if not self.able:
             return None
         with self._lock:
+            if self._by_number:
+                key = (key, *(a.item() for a in inputs if not a.ndim))
             recording = self._known.get(key)
             if recording is not None:
                 return recording.replay(inputs, live)
@@ -101,20 +113,31 @@ class Recordings:
             return None
 
     def _record(self, key: Hashable, program: Program, given: Sequence[Tensor]) -> list[Tensor]:
-        moved = [t.to(self._device) for t in given]
+        moved = self._moved(given)
         with full_precision(self._device):
             # This pass counts. The one that is recorded does not run, so that states change once.
             with _waits() as waits:
                 shown = list(program(moved))
             results = [t.to("cpu") for t in shown]
-            self.able = bool(shown) and not waits and all(t.device == self._device for t in shown)
-            if self.able:
+            able = bool(shown) and not waits and all(t.device == self._device for t in shown)
+            if able:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 try:
-                    self._known[key] = Recording(program, given, shown, self._pool)
+                    self._known[key] = Recording(program, given, self._moved, shown, self._pool)
                 except (BackendError, *FAILURES):
-                    self.able = False
+                    able = False
+        if not able:
+            self._pool = None
+            self.able = self._may_split and not self._by_number and any(not t.dim() for t in given)
+            self._by_number = self.able
+            self._known = {}
         return results
+
+    def _moved(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs on the device; those without axes stay here, as part of the key, if the program looks at them."""
+        return [
+            t if self._by_number and not t.dim() else t.to(self._device, non_blocking=t.is_pinned()) for t in given
+        ]  # fmt: skip
 
 
 @contextmanager

@@ -7,7 +7,7 @@ axes, indices into shapes) stay on the host, so that reading them never waits fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from qeil_compile.backends.torch.onnx_expand import (
 from qeil_compile.backends.torch.onnx_ops import find_rule
 from qeil_compile.backends.torch.onnx_ops.dtypes import from_numpy, from_proto
 from qeil_compile.backends.torch.onnx_ops.shape import HOST_ELEMENTS
-from qeil_compile.backends.torch.onnx_ops.table import Body, Kernel, Node, Rule, parse_attributes, refusal
+from qeil_compile.backends.torch.onnx_ops.table import Body, Kernel, Node, Rule, Shared, parse_attributes, refusal
 from qeil_compile.errors import BackendError
 
 #: Constants computed from constants are kept up to this size; larger ones are computed in each run.
@@ -153,6 +153,7 @@ class _Settings:
     elems: Mapping[str, int]
     weights: Mapping[str, np.ndarray]
     in_place: bool
+    shared: Shared = field(default_factory=Shared)
 
 
 class _Graph:
@@ -248,6 +249,7 @@ class _Graph:
             settings.device,
             lambda body: self._body(body, implicit),
             in_place=settings.in_place,
+            shared=settings.shared,
         )
         reason = refusal(proto.op_type, node.attrs)
         if reason:
@@ -366,10 +368,10 @@ class OnnxProgram:
                     f"input {name}: torch backend has no string tensors; place its readers elsewhere"
                 )
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        settings = _Settings(self.device, opset_versions(model), elems, weights, in_place)
+        self._shared = settings.shared
         with torch.inference_mode():
-            self._graph = _Graph(
-                model.graph, _Settings(self.device, opset_versions(model), elems, weights, in_place), inputs, outputs
-            )
+            self._graph = _Graph(model.graph, settings, inputs, outputs)
 
     def __call__(self, tensors: Sequence[Any]) -> list[Any]:
         """Run once. Raises `BackendError`."""
@@ -380,6 +382,7 @@ class OnnxProgram:
                 t if _stays_on_host(t) or not isinstance(t, torch.Tensor) else t.to(self.device)
                 for t in tensors
             ]
+            self._shared.clear()
             results = self._graph.run(placed)
             return [r.to(self.device) if isinstance(r, torch.Tensor) else r for r in results]
 

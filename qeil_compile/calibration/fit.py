@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from qeil_compile.devices.calibrated import (
+    BORDER,
     FEATURES,
     MEMORY,
     PARAMETERS,
@@ -27,8 +28,9 @@ from qeil_compile.devices.calibrated import (
 
 #: Kind of the networks that hold kernels of several kinds.
 COMPOSITE = "composite"
-#: Families whose shapes vary in several directions keep residuals.
+#: Families whose rate depends on shapes, and those that keep residuals: rows narrower than a vector are others.
 _SHAPED = ("gemm", "gemv", "conv")
+_KEPT = (*_SHAPED, "softmax", "norm")
 #: How far the logarithm of a parameter may stray from its prior (standard deviation), in the order of `PARAMETERS`.
 _STRAY = np.array([1.5, 2.0, 0.7, 0.35, *[1.5] * FEATURES])
 #: The family whose memory roof defines the bandwidths: its scale is 1.
@@ -39,9 +41,20 @@ _ERROR = 0.05
 _COMPANY = 0.06
 #: What a change of kernels is believed to cost [s], and how far that may stray (standard deviation of its logarithm).
 _CHANGE, _CHANGE_STRAY = 1e-7, 0.5
-_HEAD_STRAY = (1.0, 1.0, 1.0, 1.0, 0.7, 1.5)
-#: Parameters before those of the families: entry, per tensor, and those of the memory.
-_HEAD = len(_HEAD_STRAY)
+_HEAD_STRAY = (1.0, 1.0, 1.0, 1.0, 0.7, 1.5, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class _Likely:
+    """Where parameters stay that no network decides: entry [s], per tensor [s], those of `MEMORY` (a host's last ones
+    come from its cache); launch [s]."""
+
+    head: tuple[float, ...]
+    launch: float
+
+#: A processor, its memory beside it (its cache is known); a board behind a bus, with kernels recorded as one launch.
+_HOST = _Likely((8e-6, 1e-6, 5e10, 2e10), 5e-7)
+_BOARD = _Likely((3e-5, 5e-6, 4e12, 1.5e12, 2e7, 1e-3, 8e9, 2e10), 2e-6)
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,10 @@ class Fitted:
 class _Problem:
     """Parameters as one vector of logarithms: entry, per tensor, memory, then a block per family."""
 
-    def __init__(self, samples: Sequence[Sample], cache_bytes: float) -> None:
-        self.samples = samples
+    def __init__(self, samples: Sequence[Sample], cache_bytes: float, board: bool) -> None:
+        self.samples, self.likely = samples, _BOARD if board else _HOST
+        #: Parameters before those of the families.
+        self.head = 2 + len(MEMORY) - (0 if board else len(BORDER))
         self.names = sorted({f for s in samples for f in s.rows.families})
         place = {f: i for i, f in enumerate(self.names)}
         self.rows, self.sample, self.count = _merged([s.rows for s in samples])
@@ -85,11 +100,12 @@ class _Problem:
         self.prior, self.stray = self._priors(float(np.max(flops / self.measured)), cache_bytes)
 
     def _priors(self, rate: float, cache_bytes: float) -> tuple[np.ndarray, np.ndarray]:
-        head = [8e-6, 1e-6, 5e10, 2e10, max(cache_bytes, 1e6) / 2, 0.01]
-        values, stray = [*head], [*_HEAD_STRAY]
+        cache = (max(cache_bytes, 1e6) / 2, 0.01)
+        values = [*(self.likely.head + cache)[: self.head]]
+        stray: list[float] = [*_HEAD_STRAY[: self.head]]
         for name in self.names:
             shaped = name.startswith(_SHAPED)
-            values += [5e-7, 1e-9, rate if shaped else rate / 4, 1.0, *[1.0] * FEATURES]
+            values += [self.likely.launch, 1e-9, rate if shaped else rate / 4, 1.0, *[1.0] * FEATURES]
             own = _STRAY.copy()
             own[3] = 1e-3 if name == _REFERENCE else own[3]
             own[2:4] = own[2:4] if shaped else (2.0, 1.0)
@@ -98,8 +114,8 @@ class _Problem:
 
     def unpack(self, logs: np.ndarray) -> tuple[float, float, Memory, np.ndarray]:
         values = np.exp(logs)
-        memory = Memory(*(float(v) for v in values[2:_HEAD]))
-        return float(values[0]), float(values[1]), memory, values[_HEAD:].reshape(len(self.names), len(PARAMETERS))
+        memory = Memory(*(float(v) for v in values[2 : self.head]))
+        return float(values[0]), float(values[1]), memory, values[self.head :].reshape(len(self.names), len(PARAMETERS))
 
     def by_sample(self, seconds: np.ndarray) -> np.ndarray:
         """Sum over the kernels of each network."""
@@ -121,9 +137,9 @@ class _Problem:
         slopes = kernel_slopes(self.rows, table[self.family], memory)
         columns = np.zeros((len(self.samples), len(logs)))
         columns[:, 0], columns[:, 1] = entry, per_tensor * self.tensors
-        for k in range(len(MEMORY)):
+        for k in range(self.head - 2):
             columns[:, 2 + k] = self.by_sample(slopes[:, k])
-        where = _HEAD + self.family[:, None] * len(PARAMETERS) + np.arange(len(PARAMETERS))
+        where = self.head + self.family[:, None] * len(PARAMETERS) + np.arange(len(PARAMETERS))
         np.add.at(columns, (self.sample[:, None], where), slopes[:, len(MEMORY) :] * self.count[:, None])
         return np.concatenate([columns / self.totals(logs)[:, None] / _ERROR, np.diag(1.0 / self.stray)])
 
@@ -135,7 +151,8 @@ def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
     count: list[float] = []
     for s, rows in enumerate(tables):
         for i, family in enumerate(rows.families):
-            numbers = (rows.flops[i], rows.held[i], rows.between[i], rows.units[i], *rows.features[i])
+            ends = rows.entering[i], rows.leaving[i]
+            numbers = (rows.flops[i], rows.held[i], rows.between[i], *ends, rows.units[i], *rows.features[i])
             key = (s, family, *numbers)
             if key in seen:
                 count[seen[key]] += 1
@@ -150,20 +167,21 @@ def _merged(tables: Sequence[Rows]) -> tuple[Rows, np.ndarray, np.ndarray]:
 
     families = tuple(tables[s].families[i] for s, i in keep)
     merged = Rows(
-        families, column("flops"), column("held"), column("between"), column("total"), column("run"),
-        column("units"), column("features"),
+        families, column("flops"), column("held"), column("between"), column("entering"), column("leaving"),
+        column("total"), column("run"), column("units"), column("features"),
     )  # fmt: skip
     return merged, np.array([s for s, _ in keep]), np.array(count)
 
 
-def fit(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
-    """Parameters for these networks; `cache_bytes` is the last-level cache of the device (0: not known).
+def fit(samples: Sequence[Sample], cache_bytes: float, board: bool = False) -> Fitted:
+    """Parameters for these networks; `cache_bytes` is the last-level cache of a processor (0: not known). To and from a
+    `board` inputs and outputs are copied.
 
     Chains of one kind give the parameters; then composites, where there are any, give one factor per kind and what a
     change of kernels costs.
     """
     chains = [s for s in samples if not s.composite]
-    found = _fit_chains(chains, cache_bytes)
+    found = _fit_chains(chains, cache_bytes, board)
     composites = [s for s in samples if s.composite]
     return _in_company(found, composites) if composites else found
 
@@ -214,8 +232,8 @@ def priced(found: Fitted, rows: Rows) -> np.ndarray:
     return family_seconds(rows, found.families, found.residuals, found.memory)
 
 
-def _fit_chains(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
-    problem = _Problem(samples, cache_bytes)
+def _fit_chains(samples: Sequence[Sample], cache_bytes: float, board: bool) -> Fitted:
+    problem = _Problem(samples, cache_bytes, board)
     found = least_squares(
         problem.residuals, problem.prior, problem.jacobian, loss="soft_l1", tr_solver="lsmr", max_nfev=100
     )
@@ -226,7 +244,7 @@ def _fit_chains(samples: Sequence[Sample], cache_bytes: float) -> Fitted:
     residuals = {
         f: _residuals(problem, error, main, i)
         for i, f in enumerate(problem.names)
-        if f.startswith(_SHAPED) and (main == i).sum() > 2
+        if f.startswith(_KEPT) and (main == i).sum() > 2
     }
     spread = {f: float(np.median(np.abs(error[main == i]))) for i, f in enumerate(problem.names) if (main == i).any()}
     return Fitted(entry, per_tensor, memory, families, residuals, spread)

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from qeil_compile.backends import backend, found_devices
 from qeil_compile.devices import calibrations
-from qeil_compile.devices.calibrated import Calibration, Rows
+from qeil_compile.devices.calibrated import Calibration, Rows, recorded
 from qeil_compile.devices.cpuinfo import cache_bytes, cpu_facts, vector_lanes
 from qeil_compile.devices.work import KernelTable
 from qeil_compile.errors import BackendError, QeilError
@@ -25,7 +25,7 @@ from qeil_compile.passes.count import OpCount, count
 from qeil_compile.passes.fuse import fuse
 from qeil_compile.passes.kernels import kernel_table
 
-from .fit import COMPOSITE, Sample, fit
+from .fit import COMPOSITE, Fitted, Sample, fit
 from .rounds import typical
 
 #: Graph, counts and kind of a network.
@@ -118,14 +118,19 @@ def _fitted(
     composite = {n: kind == COMPOSITE for n, (_, _, kind) in graphs.items()}
     facts = cpu_facts()
     # A GPU's vectors are warps: its kernels fill up to them in the same way.
-    lanes = vector_lanes(facts.flags) if device.lower().startswith("cpu") else 32
+    board = not device.lower().startswith("cpu")
+    lanes = 32 if board else vector_lanes(facts.flags)
+    launches = tables
+    if measured["launched"]:  # the engine records
+        kept = {n: recorded(t) for n, t in tables.items()}
+        tables = {n: t if (k := kept[n]) is None else t.only(k) for n, t in tables.items()}
     samples = [
         Sample(n, Rows.of(tables[n], lanes), float(np.median(rounds[n])), composite[n], tensors[n]) for n in tables
     ]
     if not samples:
         reason = next(iter(measured["refused"].values()), "no network ran")
         raise QeilError(f"{engine}:{device}: nothing could be measured ({reason}); see `qeil devices`")
-    found = fit(samples, cache_bytes() if device.lower().startswith("cpu") else 0.0)
+    found = fit(samples, 0.0 if board else cache_bytes(), board)
     noise = np.median([np.subtract(*np.quantile(r, [0.75, 0.25])) / np.median(r) for r in rounds.values()])
     missing: dict[str, str] = dict(measured["refused"])
     energy = _energy(measured["energy"], tables)
@@ -134,8 +139,16 @@ def _fitted(
     return Calibration(
         engine, device, threads or facts.cores, backend(engine).version(), lanes, found.entry, found.memory,
         found.families, found.residuals, found.spread, missing, _boundary(measured["stages"]), float(noise), energy,
-        found.per_tensor,
+        found.per_tensor, _launched(measured["launched"], found, launches),
     )  # fmt: skip
+
+
+def _launched(
+    rounds: Mapping[str, Sequence[float]], found: Fitted, tables: Mapping[str, KernelTable]
+) -> float | None:
+    """Seconds that the host takes to launch a kernel, in the middle of the networks that ran so; None: none did."""
+    each = [(float(np.median(r)) - found.entry) / len(tables[n]) for n, r in rounds.items() if n in tables]
+    return max(float(np.median(each)), 0.0) or None if each else None
 
 
 def _graphs() -> dict[str, Counted]:

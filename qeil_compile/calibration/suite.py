@@ -103,6 +103,8 @@ def _convolutions() -> list[Build]:
     for narrow, wide, side in ((16, 64, 56), (64, 256, 28), (128, 512, 14), (512, 2048, 7), (64, 8, 30), (256, 6, 10)):
         pair = [Layer(wide, (1, 1)), Layer(narrow, (1, 1))]
         found.append(partial(convolutions, f"1x1 to {wide}", (narrow, side, side), pair, 2))
+    # Next to no work behind images: engines that keep channels together put those of the image together first.
+    found += [partial(convolutions, "1x1 to 8", (3, side, side), [Layer(8, (1, 1))]) for side in (96, 256)]
     for first in (16, 32, 64):
         found.append(partial(convolutions, f"3x3 to {first}", (3, 224, 224), [Layer(first, (3, 3), 2)]))
         pyramid = [Layer(first * 2**i, (3, 3), 2) for i in range(4)]

@@ -1,6 +1,6 @@
 """Kernel times from a calibration of this machine: one engine and device at one number of threads.
 
-    t = launch + units x per_unit + ( (W / (P e))^p + M^p )^(1/p)
+    t = launch + units x per_unit + ( (W / (P e))^p + M^p )^(1/p) + Q_i / B_in + Q_o / B_out
     e = prod_i d_i / (d_i + h_i)                     share of the rate P that extents d allow
     M = scale x ( Q_w / B(Q_model) + Q_a / B(Q_a) )  what is held from run to run, and activations, from cache or memory
     B(Q)^-1 = (1 - m) / B_cache + m / B_memory,  m = 1 / (1 + (C / Q)^8)
@@ -9,8 +9,10 @@ A roofline whose corner is rounded (p: neither roof is reached where they meet),
 small extents (tiles, vector lanes and the fill of a pipeline leave a share h / (d + h) idle), and whose memory roof
 knows two levels. Q_w are weights and the inputs and outputs of the graph. They count against those of all kernels of
 the table: what a run does not find in the cache does not fit it beside all others, and beside what other users of a
-shared cache bring into it while the run computes (`pressure`, bytes per FLOP). What the smooth form misses at measured
-shapes is kept as a residual: a Gaussian process over log extents, which fades to nothing away from them.
+shared cache bring into it while the run computes (`pressure`, bytes per FLOP). Q_i and Q_o are inputs and outputs
+that the caller hands over and gets: to and from a board with a memory of its own they are copied, on a host they stay.
+What the smooth form misses at measured shapes is kept as a residual: a Gaussian process over log extents, which fades
+to nothing away from them.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ FEATURES = 5
 POWER = 1.5
 #: Parameters of a family that are fitted, all positive: seconds, FLOP/s, 1, lengths.
 PARAMETERS = ("launch", "per_unit", "rate", "scale", *(f"h{i}" for i in range(FEATURES)))
-#: Parameters of the memory: B/s, B/s, B, B/FLOP.
-MEMORY = ("cache", "memory", "capacity", "pressure")
+#: Parameters of the memory: B/s, B/s, B, B/FLOP, B/s, B/s.
+MEMORY = ("cache", "memory", "capacity", "pressure", "entering", "leaving")
+#: Those of a board with a memory of its own.
+BORDER = MEMORY[-2:]
 #: Length scale of the residuals over ln(extent), and the share of a residual that repeats at its own shape.
 _LENGTH, _TRUST = 0.9, 0.8
 
@@ -77,6 +81,29 @@ _PLAIN_PRODUCTS = frozenset(("matmul", "gemm", "linear", "mm", "addmm", "bmm", "
 _FEW_ROWS = 2
 
 
+#: Operators whose results have a size that only the values tell, and loops: the host waits for them.
+_LOOKING = frozenset(
+    ("nonzero", "compress", "unique", "unique2", "maskedselect", "nonmaxsuppression", "loop", "whileloop")
+)
+
+
+#: Bytes up to which integers may be a shape or an index, which torch keeps on the host.
+_SHAPE_BYTES = 512
+_INTEGERS = frozenset(("int64", "int32", "bool"))
+
+
+def recorded(kernels: KernelTable) -> np.ndarray | None:
+    """Which kernels are launched where a pass is recorded as one launch, bool[kernels]; None if it cannot be.
+
+    Views are no kernels, and what the host works out about shapes is worked out once.
+    """
+    if not _LOOKING.isdisjoint(map(canonical, kernels.types)):
+        return None
+    small = (kernels.bytes_in <= _SHAPE_BYTES) & (kernels.bytes_out <= _SHAPE_BYTES)
+    shapes = np.array([d in _INTEGERS for d in kernels.dtypes], dtype=bool) & small
+    return (kernels.nbytes > 0) & ~shapes
+
+
 def canonical(type_: str) -> str:
     """One name for an operation in both dialects: `layer_norm` and `LayerNormalization` agree."""
     plain = type_.replace("_", "").lower()
@@ -106,8 +133,11 @@ def family_of(kind: str, type_: str, dims: Sequence[int], dtype: str, weights: f
 
 
 def _filled(channels: float, lanes: int) -> float:
-    """Channels that a vector kernel computes: blocked layouts fill up the last vector, few channels half of one."""
-    block = lanes if channels > lanes / 2 else lanes / 2
+    """Channels that a vector kernel computes: blocked layouts fill up the last vector.
+
+    Few channels take half of one with 8 lanes; wider ones are masked.
+    """
+    block = lanes if channels > lanes / 2 or lanes > 8 else lanes / 2
     return -(-channels // block) * block
 
 
@@ -145,14 +175,16 @@ class Rows:
     """Kernels as the model sees them: float64 columns, features [kernels, FEATURES] padded with infinity.
 
     `held` are bytes of weights and of inputs and outputs of the graph: what was last touched a run ago; `between` are
-    those of activations between kernels. `total` is the sum of `held` over the table and `run` its FLOPs, the same in
-    every row.
+    those of activations between kernels, `entering` and `leaving` of what the caller hands over and gets. `total` is
+    the sum of `held` over the table and `run` its FLOPs, the same in every row.
     """
 
     families: tuple[str, ...]
     flops: np.ndarray
     held: np.ndarray
     between: np.ndarray
+    entering: np.ndarray
+    leaving: np.ndarray
     total: np.ndarray
     run: np.ndarray
     units: np.ndarray
@@ -170,24 +202,31 @@ class Rows:
             operand = 4 * dims[0] * dims[1] * dims[3] if kind in ("gemm", "gemv") and len(dims) == 4 else np.inf
             added = bool(kernels.bytes_in[i] > 1.01 * operand)
             families.append(family_of(kind, type_, dims, dtype, kernels.bytes_weights[i], added))
-            flops[i], units[i], found = extents(kind, dims, float(kernels.flops[i]), lanes)
+            # One exponential among sums and products is what takes its time.
+            alike = kernels.flops if kernels.flops_alike is None or kind != "elementwise" else kernels.flops_alike
+            flops[i], units[i], found = extents(kind, dims, float(alike[i]), lanes)
             features[i, : len(found)] = np.maximum(found, 1e-6)
-        ends = np.zeros(n) if kernels.bytes_ends is None else kernels.bytes_ends
+        ends, entering, leaving = (
+            np.zeros(n) if c is None else c for c in (kernels.bytes_ends, kernels.bytes_entering, kernels.bytes_leaving)
+        )
         held = kernels.bytes_weights + ends
         between = kernels.bytes_in + kernels.bytes_out - ends
         total, run = np.full(n, held.sum()), np.full(n, flops.sum())
-        return Rows(tuple(families), flops, held, between, total, run, units, features)
+        return Rows(tuple(families), flops, held, between, entering, leaving, total, run, units, features)
 
 
 @dataclass(frozen=True)
 class Memory:
     """Two levels: bandwidths [B/s] of the cache and of the memory, and the capacity [B] where one becomes the other;
-    `pressure` [B/FLOP] is what others bring into the cache while this device computes."""
+    `pressure` [B/FLOP] is what others bring into the cache while this device computes. Inputs and outputs of a run are
+    copied from and to the caller at `entering` and `leaving` [B/s]; infinite where they are not copied."""
 
     cache: float
     memory: float
     capacity: float
     pressure: float = 0.0
+    entering: float = np.inf
+    leaving: float = np.inf
 
     def moved(self, rows: Rows) -> np.ndarray:
         """Time to move what each kernel reads and writes, float64[kernels]."""
@@ -220,7 +259,8 @@ def _terms(rows: Rows, parameters: np.ndarray, memory: Memory) -> _Terms:
 
 def kernel_seconds(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.ndarray:
     """The formula above, float64[kernels]; `parameters` is [kernels, PARAMETERS]."""
-    return parameters[:, 0] + rows.units * parameters[:, 1] + _terms(rows, parameters, memory).work
+    copies = rows.entering / memory.entering + rows.leaving / memory.leaving
+    return parameters[:, 0] + rows.units * parameters[:, 1] + _terms(rows, parameters, memory).work + copies
 
 
 def kernel_slopes(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.ndarray:
@@ -230,14 +270,15 @@ def kernel_slopes(rows: Rows, parameters: np.ndarray, memory: Memory) -> np.ndar
     scale = np.maximum(t.work, 1e-30) ** (1.0 - POWER)
     by_compute, by_moved = t.compute**POWER * scale, t.moved**POWER * scale
     slopes = [by_moved * d for d in _memory_slopes(rows, parameters[:, 3], memory, t.moved)]
+    slopes += [-rows.entering / memory.entering, -rows.leaving / memory.leaving]
     slopes += [parameters[:, 0], rows.units * parameters[:, 1], -by_compute, by_moved]
     return np.stack([*slopes, *(by_compute[:, None] * t.idle).T], axis=1)
 
 
 def _memory_slopes(rows: Rows, scale: np.ndarray, memory: Memory, moved: np.ndarray) -> list[np.ndarray]:
-    """d ln moved / d ln of each memory parameter, by a small step: four numbers are not worth a formula."""
+    """d ln moved / d ln of each memory parameter before the border's, by a small step: they are not worth a formula."""
     step, found = 1e-5, []
-    for name in MEMORY:
+    for name in MEMORY[: -len(BORDER)]:
         other = replace(memory, **{name: getattr(memory, name) * (1.0 + step)})
         changed = scale * other.moved(rows)
         found.append((changed / np.maximum(moved, 1e-30) - (moved > 0)) / step)
@@ -280,6 +321,8 @@ def family_seconds(
     memory: Memory,
 ) -> np.ndarray:
     """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
+    if not rows.families:
+        return np.zeros(0)
     table = {name: np.array(_parameters(families, name)) for name in dict.fromkeys(rows.families)}
     found = kernel_seconds(rows, np.array([table[f] for f in rows.families]), memory)
     for name, kept in residuals.items():
@@ -307,6 +350,8 @@ class Calibration:
     `PARAMETERS`, `spread` to the relative error that the fit leaves on its own measurements, `noise` is the median
     relative spread of the measurements between rounds. `energy` holds coefficients (power_const [W], energy_per_flop
     [J/FLOP], energy_per_byte [J/B]) where a counter could be read. `missing` says what could not be fitted and why.
+    `launched` [s] is what a kernel takes at least in a run that cannot be recorded as one launch, on an engine that
+    records (None: it does not).
     """
 
     engine: str
@@ -324,6 +369,7 @@ class Calibration:
     noise: float = 0.0
     energy: Mapping[str, float] = field(default_factory=dict)
     per_tensor: float = 0.0
+    launched: float | None = None
 
     def call(self, tensors: int) -> float:
         """What a call of a stage with so many inputs and outputs costs beside its kernels [s]."""
@@ -333,6 +379,17 @@ class Calibration:
         """Time of each kernel [s], float64[kernels]. A family that was not measured takes its kind's median."""
         if not len(kernels):
             return np.zeros(0)
+        if self.launched is None:
+            return self._each(kernels)
+        run = recorded(kernels)
+        if run is None:
+            return np.maximum(self._each(kernels), self.launched)
+        found = np.zeros(len(kernels))
+        if run.any():
+            found[run] = self._each(kernels.only(run))
+        return found
+
+    def _each(self, kernels: KernelTable) -> np.ndarray:
         return family_seconds(Rows.of(kernels, self.lanes), self.families, self.residuals, self.memory)
 
     def to_json(self) -> dict[str, Any]:
@@ -344,7 +401,7 @@ class Calibration:
             "version": self.version,
             "lanes": self.lanes,
             "entry": self.entry,
-            "memory": {n: getattr(self.memory, n) for n in MEMORY},
+            "memory": {n: getattr(self.memory, n) for n in MEMORY if np.isfinite(getattr(self.memory, n))},
             "families": {f: dict(zip(PARAMETERS, p, strict=True)) for f, p in self.families.items()},
             "residuals": {
                 f: {"points": r.points.tolist(), "weights": r.weights.tolist()} for f, r in self.residuals.items()
@@ -355,6 +412,7 @@ class Calibration:
             "noise": self.noise,
             "energy": dict(self.energy),
             "per_tensor": self.per_tensor,
+            "launched": self.launched,
         }
 
     @staticmethod
@@ -369,7 +427,7 @@ class Calibration:
             str(data["version"]),
             _positive("lanes", int(data["lanes"])),
             float(data["entry"]),
-            Memory(*(_positive(n, float(data["memory"][n]), zero=n == "pressure") for n in MEMORY)),
+            _memory(data["memory"]),
             {f: tuple(_positive(n, float(p[n])) for n in PARAMETERS) for f, p in data["families"].items()},
             {f: _residuals(f, r) for f, r in data["residuals"].items()},
             {f: float(v) for f, v in data["spread"].items()},
@@ -378,6 +436,7 @@ class Calibration:
             float(data["noise"]),
             {f: float(v) for f, v in data["energy"].items()},
             float(data["per_tensor"]),
+            None if data["launched"] is None else _positive("launched", float(data["launched"])),
         )
 
 
@@ -385,6 +444,12 @@ def _positive(name: str, value: _Number, zero: bool = False) -> _Number:
     if not 0 <= value < np.inf or (value == 0 and not zero):
         raise ValueError(f"{name} is {value!r:.40}, expected a number above 0")
     return value
+
+
+def _memory(data: Mapping[str, Any]) -> Memory:
+    """Where nothing is copied at the border, its bandwidths are not there."""
+    names = [n for n in MEMORY if n not in BORDER or n in data]
+    return Memory(**{n: _positive(n, float(data[n]), zero=n == "pressure") for n in names})
 
 
 def _residuals(family: str, data: Mapping[str, Any]) -> Residuals:

@@ -7,9 +7,9 @@ of `passes.count`: a multiply-add counts 2 FLOP, bytes are those that cross the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,7 +55,8 @@ class KernelTable:
     `group` is int64[kernels], the group of the partition to which each kernel belongs. `types` names the main
     operator (`Conv`, `linear`) for reports and for calibrations that tell operators apart. `bytes_ends` are those of
     the bytes in and out that belong to inputs and outputs of the graph: like weights, nothing touched them since the
-    last run (None: not told apart).
+    last run (None: not told apart). Of these, `bytes_entering` and `bytes_leaving` come from and go to the caller;
+    states stay. `flops_alike` are the FLOPs of the operators of the main one's type (None: all).
     """
 
     kinds: tuple[str, ...]
@@ -68,9 +69,22 @@ class KernelTable:
     bytes_out: np.ndarray
     group: np.ndarray
     bytes_ends: np.ndarray | None = None
+    bytes_entering: np.ndarray | None = None
+    bytes_leaving: np.ndarray | None = None
+    flops_alike: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.kinds)
+
+    def only(self, kept: np.ndarray) -> KernelTable:
+        """The kernels that bool[kernels] marks."""
+        chosen: dict[str, Any] = {}
+        for column in fields(self):
+            values = getattr(self, column.name)
+            if isinstance(values, tuple):
+                values = tuple(v for v, keep in zip(values, kept, strict=True) if keep)
+            chosen[column.name] = values[kept] if isinstance(values, np.ndarray) else values
+        return KernelTable(**chosen)
 
     @property
     def nbytes(self) -> np.ndarray:

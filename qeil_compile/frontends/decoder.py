@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -130,9 +130,10 @@ def trace_decoder(
     for name, size in sizes.items():
         title = f"{decoder.name}, {name}"
         if isinstance(decoder, ExportedDecoder):
-            phases[name] = _exported_phase(decoder, whole, title, *size)
+            graph = _exported_phase(decoder, whole, title, *size)
         else:
-            phases[name] = phase_graph(decoder, whole, title, *size)
+            graph = phase_graph(decoder, whole, title, *size)
+        phases[name] = replace(graph, states=frozenset((*whole.states, *whole.states.values())))
     runs = {PROMPT: 1.0} | {step_phase(k): share * workload.tokens for k, share in workload.shares.items()}
     weight: Callable[[str], np.ndarray] | None = None
     if isinstance(decoder, ExportedDecoder):

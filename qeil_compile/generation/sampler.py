@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +16,10 @@ from qeil_compile.errors import GenerationError
 from .kernel import remember, sample_rows
 from .sampling import Sampling
 
+#: Logits that one thread should have at least: handing rows to another takes as long as some 20,000 of them.
+_SHARE = 1 << 17
+_MOST_THREADS = 8
+
 
 class Chosen(NamedTuple):
     """For each row: its token and the log-probability of that under the raw logits; the likeliest tokens and theirs."""
@@ -20,6 +28,32 @@ class Chosen(NamedTuple):
     logprobs: np.ndarray
     alternatives: np.ndarray
     alternative_logprobs: np.ndarray
+
+
+def _in_parts(sample: Callable[[int, int], int], rows: int, vocab: int) -> int:
+    """`sample` over all rows, on several threads where there is enough to do (it lets go of the interpreter); the first
+    place that it reports, or -1."""
+    threads = min(_cores(), _MOST_THREADS, rows, rows * vocab // _SHARE)
+    if threads < 2:
+        return sample(0, rows)
+    bounds = [rows * k // threads for k in range(threads + 1)]
+    others = [_pool().submit(sample, a, b) for a, b in pairwise(bounds[1:])]
+    found = [sample(0, bounds[1]), *(other.result() for other in others)]
+    return next((bad for bad in found if bad >= 0), -1)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST_THREADS - 1, "qeil-sampling")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay behind
 
 
 class Sampler:
@@ -61,11 +95,19 @@ class Sampler:
             np.empty(len(rows), np.int64), np.empty(len(rows)), np.empty((len(rows), m), np.int64),
             np.empty((len(rows), m)),
         )  # fmt: skip
-        bad = sample_rows(
-            np.ascontiguousarray(logits, np.float32), source, rows, self._prompts, self._samples, self._positions,
-            self._seen, self._seen_count, np.uint64(settings.seed), np.float32(settings.repetition_penalty),
-            np.float32(settings.temperature), settings.top_k, float(settings.top_p), float(settings.min_p), *chosen,
-        )  # fmt: skip
+        logits = np.ascontiguousarray(logits, np.float32)
+
+        def sample(first: int, end: int) -> int:
+            """Draw for some of the rows; the place of a bad one or -1."""
+            bad = sample_rows(
+                logits, source[first:end], rows[first:end], self._prompts, self._samples, self._positions,
+                self._seen, self._seen_count, np.uint64(settings.seed), np.float32(settings.repetition_penalty),
+                np.float32(settings.temperature), settings.top_k, float(settings.top_p), float(settings.min_p),
+                *(c[first:end] for c in chosen),
+            )  # fmt: skip
+            return bad + first if bad >= 0 else -1
+
+        bad = _in_parts(sample, len(rows), logits.shape[1])
         if bad >= 0:
             row, values = rows[bad], logits[source[bad]]
             token = int(np.flatnonzero(~np.isfinite(values))[0])

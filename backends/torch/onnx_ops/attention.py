@@ -42,9 +42,9 @@ def _bias(
     allowed = None
     if causal or left >= 0 or right >= 0:
         if lengths is not None and not past:
-            offset = (lengths.reshape(-1) - queries).reshape(-1, 1, 1, 1)
+            offset: Tensor | int = (lengths.reshape(-1) - queries).reshape(-1, 1, 1, 1)
         else:
-            offset = torch.tensor(past, device=q.device)
+            offset = past
         # Bottom-right alignment: query i stands at position offset + i among the keys.
         ahead = column - (torch.arange(queries, device=q.device).unsqueeze(1) + offset)
         allowed = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
@@ -67,9 +67,13 @@ def _attention(node: Node) -> Kernel:
     softcap, mode = node.attr("softcap", 0.0), node.attr("qk_matmul_output_mode", 0)
     precision = node.attr("softmax_precision")
 
-    def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    # What torch's own causal mask says: no other limit, and as many queries as keys.
+    windows = node.attr("left_window_size", -1), node.attr("right_window_size", -1)
+    square = bool(node.attr("is_causal", 0)) and max(windows) < 0
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool) -> Tensor:
         grouped = q.shape[1] != k.shape[1]
-        y = F.scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(q, k, v, bias, is_causal=causal, scale=scale, enable_gqa=grouped)
         # A query that may see no key gives zeros; engines differ, some give NaN.
         return y if bias is None else y.masked_fill(torch.isneginf(bias).all(-1, keepdim=True), 0.0)
 
@@ -103,11 +107,14 @@ def _attention(node: Node) -> Kernel:
             past = past_key.shape[2]
             k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
         scale = node.attr("scale") or 1.0 / math.sqrt(q.shape[-1])
-        bias = _bias(node, q, k, mask, past, lengths)
-        if node.wants(3) or softcap or precision not in (None, 1):
+        whole = node.wants(3) or softcap or precision not in (None, 1)
+        causal = square and not whole and mask is None and lengths is None and q.shape[2] == k.shape[2]
+        bias = None if causal else _bias(node, q, k, mask, past, lengths)
+        # On a GPU the fused kernel gives a head to one block, which walks along its keys alone.
+        if whole or (q.is_cuda and q.shape[2] == 1 and q.shape[1] == k.shape[1]):
             y, shown = explicit(q, k, v, bias, scale)
         else:
-            y, shown = fused(q, k, v, bias, scale), None
+            y, shown = fused(q, k, v, bias, scale, causal), None
         y = join_heads(y) if flat else y
         return (y, k, v, shown)[: len(node.output_names)] if len(node.output_names) > 1 else y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -161,16 +162,14 @@ def _group_query_attention(node: Node) -> Kernel:
             q, k, v = q.split([heads * size, kv_heads * size, kv_heads * size], -1)
         q, k, v = split_heads(q, heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
         count, past = q.shape[2], 0 if past_key is None else past_key.shape[2]
-        last = last.reshape(-1, 1).to(torch.int64)
         # `last` holds, per row, the index of its last valid key. In a first pass padding follows the row's own tokens.
         first = not past or (count > 1 and total is not None and int(total) == count)
-        start = torch.zeros_like(last) if first else last + 1 - count
-        place = start + torch.arange(count, device=q.device)
+        place = node.shared.of(("place", count, first), (last,), lambda: _places(last, count, first))
         if rotary:
-            turn = F.embedding(place, cos), F.embedding(place, sin)
+            real, imaginary = node.shared.of("turn", (place, cos, sin), lambda: _turns(place, cos, sin))
             size = 2 * cos.shape[-1]
-            q = rotate(q.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
-            k = rotate(k.transpose(1, 2), *turn, interleaved, size).transpose(1, 2)
+            q = rotate(q.transpose(1, 2), real, imaginary, interleaved, size).transpose(1, 2)
+            k = rotate(k.transpose(1, 2), real, imaginary, interleaved, size).transpose(1, 2)
         scale = node.attr("scale", 0.0) or 1.0 / math.sqrt(q.shape[-1])
         if past_key is None:
             present = k, v
@@ -179,25 +178,65 @@ def _group_query_attention(node: Node) -> Kernel:
             _write(past_value, v, place)
             present = past_key, past_value
         else:
-            if past and bool((start > past).any()):
+            if past and bool((place[:, 0] > past).any()):
                 raise fail(node, "more valid keys than the past buffer and the new ones together hold")
             present = _appended(past_key, k, place), _appended(past_value, v, place)
         if first and window <= 0:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=count > 1, scale=scale, enable_gqa=heads != kv_heads)
             return join_heads(y), *present
-        ahead = torch.arange(present[0].shape[2], device=q.device) - place.unsqueeze(-1)
-        allowed = (ahead <= 0).unsqueeze(1)
-        if window > 0:
-            allowed = allowed & (-ahead < window).unsqueeze(1)
+        room = present[0].shape[2]
+        allowed = node.shared.of(("allowed", room, window), (place,), lambda: _allowed(place, room, window))
         if count == 1:
             # The queries of a group are as queries of one head: its keys are not repeated.
             grouped = q.reshape(q.shape[0], kv_heads, heads // kv_heads, -1)
-            y = F.scaled_dot_product_attention(grouped, *present, allowed, scale=scale)
+            if q.is_cuda:
+                shape = grouped.shape[:-1]
+                bias = node.shared.of(("bias", shape, q.dtype), (allowed,), lambda: _bias(allowed, shape, q.dtype))
+                y = _single(grouped, *present, bias, scale)
+            else:
+                y = F.scaled_dot_product_attention(grouped, *present, allowed, scale=scale)
             return y.reshape(y.shape[0], 1, -1), *present
         y = F.scaled_dot_product_attention(q, *present, allowed, scale=scale, enable_gqa=heads != kv_heads)
         return join_heads(y), *present
 
     return run
+
+
+def _places(last: Tensor, count: int, first: bool) -> Tensor:
+    """Where each row's `count` new keys belong, int64 [b, count]."""
+    last = last.reshape(-1, 1).to(torch.int64)
+    start = torch.zeros_like(last) if first else last + 1 - count
+    return start + torch.arange(count, device=last.device)
+
+
+def _turns(place: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotations at these places; padding may stand beyond the last one."""
+    place = place.clamp(max=cos.shape[0] - 1) if place.shape[1] > 1 else place
+    return F.embedding(place, cos), F.embedding(place, sin)
+
+
+def _allowed(place: Tensor, room: int, window: int) -> Tensor:
+    """Which of the keys each query sees, bool [b, 1, queries, room]."""
+    ahead = torch.arange(room, device=place.device) - place.unsqueeze(-1)
+    allowed = (ahead <= 0).unsqueeze(1)
+    return allowed & (-ahead < window).unsqueeze(1) if window > 0 else allowed
+
+
+def _bias(allowed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """What is added to the scores [b * heads, queries, room] of queries of `shape` [b, heads, queries]."""
+    room = allowed.shape[-1]
+    blocked = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -math.inf)
+    return blocked.expand(*shape, room).reshape(-1, shape[-1], room)
+
+
+def _single(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Attention of queries [b, heads, n, w] with one new token per row, for a GPU: two products over all keys at once.
+
+    The fused kernel gives a head to one block, which walks along its keys alone, and takes three times as long.
+    """
+    room, width = k.shape[2:]
+    scores = torch.baddbmm(bias, q.reshape(-1, *q.shape[2:]), k.reshape(-1, room, width).mT, alpha=scale)
+    return torch.bmm(torch.softmax(scores, -1), v.reshape(-1, room, v.shape[3])).reshape(*q.shape[:3], -1)
 
 
 def _spread(place: Tensor, new: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ None (an empty optional), or a tuple when the operator has several outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +29,24 @@ class Body(Protocol):
         ...
 
 
+class Shared:
+    """What the layers of a network work out of the same tensors in each pass: masks, rotations. The first one does."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, tuple[tuple[torch.Tensor, ...], Any]] = {}
+
+    def clear(self) -> None:
+        """A new pass begins."""
+        self._found.clear()
+
+    def of(self, key: Hashable, tensors: tuple[torch.Tensor, ...], make: Callable[[], Any]) -> Any:
+        """What `make` gives for these very tensors and `key`."""
+        known = self._found.get(key)
+        if known is None or any(a is not b for a, b in zip(known[0], tensors, strict=True)):
+            known = self._found[key] = (tensors, make())
+        return known[1]
+
+
 @dataclass
 class Node:
     """One node while it is compiled.
@@ -36,7 +54,8 @@ class Node:
     `constants` holds the inputs known at construction, `elems` the ONNX element type of every input
     (0 where inference has none), `version` the opset version of the node's domain. A rule adds to
     `host` the inputs that its kernel reads as Python numbers, so that these stay off an accelerator.
-    Keys and values that are states are written where they lie with `in_place`, else handed out anew.
+    Keys and values that are states are written where they lie with `in_place`, else handed out anew. `shared`
+    belongs to all nodes of a program, and to one pass: see `Shared`.
     """
 
     op_type: str
@@ -52,6 +71,7 @@ class Node:
     host: set[int] = field(default_factory=set)
     keeps_devices: bool = False
     in_place: bool = False
+    shared: Shared = field(default_factory=lambda: Shared())
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute's value, or `default`."""
