@@ -23,7 +23,9 @@ from qeil_compile.frontends import trace
 from qeil_compile.frontends.decoder import step_phase
 from qeil_compile.language.bench import step_bandwidth
 from qeil_compile.models.decoder import open_decoder
+from qeil_compile.runtime.guard import Guard
 from qeil_compile.runtime.session import Session
+from qeil_compile.sampling.live import KeptPrompt
 from qeil_compile.telemetry.counters import counter_for
 from qeil_compile.validation.host_models import host_models
 from tests.decoders import SMALL, VOCAB, program, small
@@ -112,6 +114,16 @@ def test_a_part_without_states_takes_over(recorded: bool, monkeypatch: pytest.Mo
         x = np.full((rows, 1), width, np.float32)
         found = stage.run({"x": x, "mask": np.ones((rows, width), np.int64)})
         np.testing.assert_array_equal(found["y"], x + 1)
+
+
+def test_tokens_are_drawn_on_the_cores_that_a_board_leaves() -> None:
+    rows, unit = rows_on("gpt2", "cpu")
+    guard = Guard()
+    for place, free in (("torch:cpu", False), ("torch:cuda:0", True), ("openvino:CPU", False), ("openvino:GPU", True)):
+        guarded = guard.decoder(unit, (place,), "all")
+        session = Session([guarded], {16: [guarded]}, VOCAB, 64)
+        assert session.leaves_cores == KeptPrompt(session).leaves_cores == free
+    assert not rows.session.leaves_cores
 
 
 def test_precision_is_as_it_was_before() -> None:

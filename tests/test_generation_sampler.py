@@ -288,11 +288,11 @@ def test_rows_on_several_threads_are_the_same(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(sampler_module, "_MOST_THREADS", threads)
         monkeypatch.setattr(sampler_module, "_cores", lambda: 8)
         sampler = Sampler(how, [0] * 13, range(13))
-        found.append([sampler.draw(logits, np.arange(13)[::-1], np.arange(13)) for _ in range(3)])
+        found.append([sampler.draw(logits, np.arange(13)[::-1], np.arange(13), True) for _ in range(3)])
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_array_equal(a, b)
     logits[[4, 11], 5] = np.nan
     with pytest.raises(GenerationError, match=r"sample 8.*nan for token 5"):
-        Sampler(how, [0] * 13, range(13)).draw(logits, np.arange(13)[::-1], np.arange(13))
+        Sampler(how, [0] * 13, range(13)).draw(logits, np.arange(13)[::-1], np.arange(13), True)

@@ -83,8 +83,10 @@ class Sampler:
             self._seen = wider
         remember(self._seen, self._seen_count, row, np.asarray(tokens, np.int64))
 
-    def draw(self, logits: np.ndarray, rows: np.ndarray, source: np.ndarray | None = None) -> Chosen:
-        """The next token of each of `rows` (int64 [n]), and remember it.
+    def draw(
+        self, logits: np.ndarray, rows: np.ndarray, source: np.ndarray | None = None, several: bool = False
+    ) -> Chosen:
+        """The next token of each of `rows` (int64 [n]), and remember it; on `several` cores where that pays.
 
         logits float32 [any, vocab]; row `rows[i]` reads `logits[source[i]]`, or `logits[i]`. Raises `GenerationError`
         naming prompt, sample and position where a logit is infinite or not a number; nothing is remembered then.
@@ -107,7 +109,7 @@ class Sampler:
             )  # fmt: skip
             return bad + first if bad >= 0 else -1
 
-        bad = _in_parts(sample, len(rows), logits.shape[1])
+        bad = _in_parts(sample, len(rows), logits.shape[1]) if several else sample(0, len(rows))
         if bad >= 0:
             row, values = rows[bad], logits[source[bad]]
             token = int(np.flatnonzero(~np.isfinite(values))[0])

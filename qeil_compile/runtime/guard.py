@@ -119,6 +119,8 @@ class _GuardedDecoder:
     def __init__(self, stage: DecoderStage, where: Where, name: str, guard: Guard) -> None:
         self._stage, self._where, self._name, self._guard = stage, where, name, guard
         self.states, self.compact = stage.states, stage.compact
+        #: The processor's cores are free between the calls; engines on it spin there.
+        self.leaves_cores = not any(p.partition(":")[2].lower().startswith("cpu") for p in where)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         positions = feeds["positions"]

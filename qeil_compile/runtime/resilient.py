@@ -96,6 +96,11 @@ class ResilientSession:
         """Tokens in the cache of each live row, int64 [rows]."""
         return np.array([len(t) for t in self._tokens], np.int64)
 
+    @property
+    def leaves_cores(self) -> bool:
+        """As `Session.leaves_cores`."""
+        return self.session.leaves_cores
+
     def close(self) -> None:
         """End the engines' threads and processes; nothing runs after it."""
         self.standby.close()

@@ -60,6 +60,11 @@ class Session:
         """Tokens in the cache of each live row, int64 [rows]."""
         return self._lengths.copy()
 
+    @property
+    def leaves_cores(self) -> bool:
+        """Whether what holds the cache runs beside the processor, whose cores are free between the steps."""
+        return all(getattr(unit, "leaves_cores", False) for unit in self._units)
+
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Forget everything and run prompts; returns the logits of their last tokens.
 

@@ -48,6 +48,10 @@ class KeptPrompt:
         return int(self._session.context)
 
     @property
+    def leaves_cores(self) -> bool:
+        return bool(getattr(self._session, "leaves_cores", False))
+
+    @property
     def lengths(self) -> np.ndarray:
         return np.asarray(self._session.lengths)
 
