@@ -1,6 +1,6 @@
 """What each engine runs as one kernel, as data: the rules that `passes.match` applies.
 
-The rules describe ONNX Runtime 1.32 and OpenVINO 2026.4 on a CPU at their default settings, and eager torch. They
+The rules describe ONNX Runtime 1.32 and OpenVINO 2026.4 on this CPU at their default settings, and eager torch. They
 are observed, not promised: `benchmarks/fusion.py` compares them with the profiles of the installed engines.
 
 Operators are named by a class that both dialects share: `family` gives it (`aten.convolution.default` and
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
+from qeil_compile.devices.cpuinfo import cpu_facts, vector_lanes
 from qeil_compile.ir import Op
 
 _ALIASES: dict[str, str] = {
@@ -165,6 +166,14 @@ TORCH = FusionRules(
     views_run=True,
 )
 
+
+
+def channel_block() -> int:
+    """Channels that ONNX Runtime's convolutions keep together on this processor (`MlasNchwcGetBlockSize`)."""
+    lanes = vector_lanes(cpu_facts().flags)
+    return 8 if lanes == 8 else 16
+
+
 ONNXRUNTIME = FusionRules(
     views_run=True,
     removed=names("identity"),
@@ -190,7 +199,7 @@ ONNXRUNTIME = FusionRules(
     ),
     slices=True,
     quantised=names("conv matmul gemm add mul concat pool relu leaky_relu sigmoid softmax mean"),
-    layout=Layout(16, True, names("pool add relu concat clip sigmoid tanh sum batchnorm")),
+    layout=Layout(channel_block(), True, names("pool add relu concat clip sigmoid tanh sum batchnorm")),
     more={"rsqrt": (("Reciprocal", "out"),), "ne": (("Not", "out"),)},
     reshapes_rows=True,
 )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qeil_compile.devices.cpuinfo import cpu_facts
 from qeil_compile.ir import GroupGraph, Op, OpGraph, OpGroup, TensorSpec
+from qeil_compile.passes import fusion_rules
 from qeil_compile.passes.count import OpCount, count
 from qeil_compile.passes.fuse import FuseSettings, fuse, kernels
-from qeil_compile.passes.fusion_rules import RULES
+from qeil_compile.passes.fusion_rules import ONNXRUNTIME, RULES
 from qeil_compile.passes.kernels import kernel_table, kernel_tables
 from tests.engine_kernels import agreement, kernels_of
 from tests.fusion_models import SEEN, UNSEEN
@@ -279,3 +282,11 @@ def test_an_empty_group_of_free_operators_has_no_row() -> None:
     graph = graph_of(("Identity", "x", "a", IMAGE), ("Relu", "a", "y", IMAGE))
     table = kernel_table(singles(graph), count(graph), "openvino")
     assert len(table) == 1 and isinstance(count(graph)[0], OpCount)
+
+
+def test_channels_that_lie_together_go_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = cpu_facts()
+    for flags, block in ({"avx", "avx2"}, 8), ({"avx", "avx2", "avx512f"}, 16), ({"asimd"}, 16):
+        monkeypatch.setattr(fusion_rules, "cpu_facts", lambda f=flags: replace(facts, flags=frozenset(f)))
+        assert fusion_rules.channel_block() == block
+    assert ONNXRUNTIME.layout is not None and ONNXRUNTIME.layout.block in (8, 16)
