@@ -33,6 +33,8 @@ _SHAPED = ("gemm", "gemv", "conv")
 _KEPT = (*_SHAPED, "softmax", "norm")
 #: How far the logarithm of a parameter may stray from its prior (standard deviation), in the order of `PARAMETERS`.
 _STRAY = np.array([1.5, 2.0, 0.7, 0.35, *[1.5] * FEATURES])
+#: What a step of a recurrent operator is believed to cost beside its arithmetic [s]: some engines launch kernels there.
+_STEP = 1e-6
 #: The family whose memory roof defines the bandwidths: its scale is 1.
 _REFERENCE = "gemv"
 #: What a measurement is believed to be wrong by, as a share: noise, and what no smooth form can say.
@@ -105,7 +107,8 @@ class _Problem:
         stray: list[float] = [*_HEAD_STRAY[: self.head]]
         for name in self.names:
             shaped = name.startswith(_SHAPED)
-            values += [self.likely.launch, 1e-9, rate if shaped else rate / 4, 1.0, *[1.0] * FEATURES]
+            unit = _STEP if name.startswith("recurrent") else 1e-9
+            values += [self.likely.launch, unit, rate if shaped else rate / 4, 1.0, *[1.0] * FEATURES]
             own = _STRAY.copy()
             own[3] = 1e-3 if name == _REFERENCE else own[3]
             own[2:4] = own[2:4] if shaped else (2.0, 1.0)
