@@ -13,6 +13,7 @@ import pytest
 import qeil_compile.calibration.run as run_module
 import qeil_compile.calibration.suite as suite_module
 from qeil_compile import api
+from qeil_compile.backends import EngineDevice, backend
 from qeil_compile.calibration import worker
 from qeil_compile.calibration.composites import decoder
 from qeil_compile.calibration.fit import Sample, _Problem, fit
@@ -204,6 +205,17 @@ def test_a_calibration_belongs_to_an_engine_version_a_device_and_a_number_of_thr
     path.write_text('{"engine": "torch"}')
     with pytest.raises(QeilError, match=rf"{path.name}.*run `qeil calibrate` again"):
         calibrations.load([("torch", "9", "cpu")], 2)
+
+
+def test_a_board_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = backend("torch").version()
+    assert run_module._version("torch", "cpu") == version
+    other = EngineDevice("torch:cuda:1", "gpu", "another", True)
+    cases = ("A", True, f"{version} on A"), ("B", True, f"{version} on B"), ("C", False, version)
+    for name, available, expected in cases:
+        found = [other, EngineDevice("torch:cuda:0", "gpu", name, available)]
+        monkeypatch.setattr(run_module, "found_devices", lambda engines, f=found: f)
+        assert run_module._version("torch", "cuda:0") == expected
 
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

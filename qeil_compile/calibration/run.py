@@ -77,8 +77,17 @@ def stored(specs: Sequence[str], threads: int) -> calibrations.Calibrations:
     wanted = []
     for spec in specs:
         engine, _, device = spec.partition(":")
-        wanted.append((engine, backend(engine).version(), device))
+        wanted.append((engine, _version(engine, device), device))
     return calibrations.load(wanted, threads or cpu_facts().cores)
+
+
+def _version(engine: str, device: str) -> str:
+    """Of the engine, and on what board: folders of users are shared by machines whose processors alone are the same."""
+    spec, version = f"{engine}:{device}", backend(engine).version()
+    if _is_cpu(spec):
+        return version
+    board = next((d.description for d in found_devices([engine]) if d.spec == spec and d.available), "")
+    return f"{version} on {board}" if board else version
 
 
 def _is_cpu(spec: str) -> bool:
@@ -137,7 +146,7 @@ def _fitted(
     if not energy:
         missing["energy"] = "no energy counter can be read here: energies stay modelled"
     return Calibration(
-        engine, device, threads or facts.cores, backend(engine).version(), lanes, found.entry, found.memory,
+        engine, device, threads or facts.cores, _version(engine, device), lanes, found.entry, found.memory,
         found.families, found.residuals, found.spread, missing, _boundary(measured["stages"]), float(noise), energy,
         found.per_tensor, _launched(measured["launched"], found, launches),
     )  # fmt: skip
