@@ -103,6 +103,23 @@ def test_buffers_with_room(name: str, recorded: bool, monkeypatch: pytest.Monkey
     assert not recorded or Played.passes >= 52
 
 
+def test_prompts_are_not_recorded_where_steps_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PromptsOnly(Played):
+        def __init__(self, device: torch.device, by_number: bool | None = None) -> None:
+            self.able = bool(by_number)
+
+        def run(self, *given: Any) -> Any:
+            return super().run(*given) if self.able else None
+
+    monkeypatch.setattr(torch_decoder, "Recordings", PromptsOnly)
+    monkeypatch.setattr(Played, "passes", 0)
+    rows, _ = rows_on("gpt2", "cpu")
+    for count in (3, 5):  # no powers of two
+        rows.rows = [list(PROMPTS[0])] * count
+        rows.check(rows.session.prefill(rows.rows))
+    assert not Played.passes
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_part_without_states_takes_over(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if recorded:

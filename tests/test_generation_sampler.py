@@ -286,7 +286,7 @@ def test_rows_on_several_threads_are_the_same(monkeypatch: pytest.MonkeyPatch) -
     for share, threads in ((1 << 40, 8), (1, 3), (1, 8)):
         monkeypatch.setattr(sampler_module, "_SHARE", share)
         monkeypatch.setattr(sampler_module, "_MOST_THREADS", threads)
-        monkeypatch.setattr(sampler_module, "_cores", lambda: 8)
+        monkeypatch.setattr(sampler_module, "usable_cores", lambda: 8)
         sampler = Sampler(how, [0] * 13, range(13))
         found.append([sampler.draw(logits, np.arange(13)[::-1], np.arange(13), True) for _ in range(3)])
     for others in found[1:]:

@@ -190,14 +190,14 @@ class BufferedStage(_Stage):
     def _padded(self, arrays: Sequence[np.ndarray], new: int, rows: int) -> int:
         """Tokens that a prompt of `new` is recorded for; 0 where it is not.
 
-        Padding is at most an eighth of a long prompt. Logits are wanted of one token a row, or there would be much to
-        copy.
+        Padding is at most a quarter of a long prompt. Logits are wanted of one token a row, or there would be much to
+        copy. Where steps are not recorded buffers have no room for a power of two of rows.
         """
         takes = [a for n, a in zip(self._given, arrays, strict=True) if n == "take"]
         step = max(_FEWEST, _power(new) // 8)
         padded = step * -(-new // step)
         short = _power(rows) * padded <= _MOST_TOKENS and all(a.shape[1] == 1 for a in takes)
-        return padded if self._prompts.able and short else 0
+        return padded if self._prompts.able and self._recorded.able and short else 0
 
     def _replayed_prompt(self, arrays: Sequence[np.ndarray], padded: int) -> list[Tensor] | None:
         """A first pass, its tokens padded as shorter rows are beside longer ones."""

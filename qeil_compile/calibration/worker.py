@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
             model = Model.of(trace(network.model))
             runs[network.name] = Run(partial(model.start, engine, device, threads), pin, single)
             if k % _LAUNCHED == 0 and (call := model.launch(engine, device, threads)) is not None:
-                launched[network.name] = Run(partial(_same, call), pin, False)
+                launched[network.name] = Run(lambda c=call: c, pin, False)  # type: ignore[misc]
         except QeilError as error:
             refused[network.name] = first_line(error)
         _say({"done": 0.3 * (k + 1) / len(builds)})
@@ -136,12 +136,8 @@ def main(arguments: list[str]) -> None:
     })  # fmt: skip
 
 
-#: Of engines that record a pass as one launch every so manieth network is timed kernel by kernel as well.
+#: Of engines that record a pass as one launch every sixth network is timed kernel by kernel as well.
 _LAUNCHED, _LAUNCH = 6, "launched"
-
-
-def _same(call: Callable[[], object]) -> Callable[[], object]:
-    return call
 
 
 #: Seconds of continuous running per energy reading: counters tick every few milliseconds.

@@ -48,7 +48,7 @@ def cpu_facts() -> CpuFacts:
         model, cores, flags, hertz = _facts_without_proc()
     khz = _read("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").strip()
     hertz = float(khz) * 1e3 if khz.isdigit() else hertz
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     return CpuFacts(
         model=model or platform.machine() or "unknown processor",
         cores=max(1, min(cores or usable, usable)),
@@ -57,6 +57,11 @@ def cpu_facts() -> CpuFacts:
         clock_known=bool(hertz),
         memory_bytes=_memory_bytes(),
     )
+
+
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def vector_lanes(flags: frozenset[str]) -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qeil_compile.devices.cpuinfo import usable_cores
 from qeil_compile.errors import GenerationError
 
 from .kernel import remember, sample_rows
@@ -33,18 +34,13 @@ class Chosen(NamedTuple):
 def _in_parts(sample: Callable[[int, int], int], rows: int, vocab: int) -> int:
     """`sample` over all rows, on several threads where there is enough to do (it lets go of the interpreter); the first
     place that it reports, or -1."""
-    threads = min(_cores(), _MOST_THREADS, rows, rows * vocab // _SHARE)
+    threads = min(usable_cores(), _MOST_THREADS, rows, rows * vocab // _SHARE)
     if threads < 2:
         return sample(0, rows)
     bounds = [rows * k // threads for k in range(threads + 1)]
     others = [_pool().submit(sample, a, b) for a, b in pairwise(bounds[1:])]
     found = [sample(0, bounds[1]), *(other.result() for other in others)]
     return next((bad for bad in found if bad >= 0), -1)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

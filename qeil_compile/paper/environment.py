@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qeil_compile.backends import backend, names
-from qeil_compile.devices.cpuinfo import cpu_facts
+from qeil_compile.devices.cpuinfo import cpu_facts, usable_cores
 from qeil_compile.errors import QeilError
 
 
@@ -29,7 +28,7 @@ def environment() -> dict[str, Any]:
     return {
         "cpu": facts.model,
         "cores": facts.cores,
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "system": platform.system(),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

@@ -232,7 +232,7 @@ def _bias(allowed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def _single(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Attention of queries [b, heads, n, w] with one new token per row, for a GPU: two products over all keys at once.
 
-    The fused kernel gives a head to one block, which walks along its keys alone, and takes three times as long.
+    The fused kernel gives a head to one block, which walks along its keys alone, and takes three times as long or more.
     """
     room, width = k.shape[2:]
     scores = torch.baddbmm(bias, q.reshape(-1, *q.shape[2:]), k.reshape(-1, room, width).mT, alpha=scale)
